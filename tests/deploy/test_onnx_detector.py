@@ -1,0 +1,383 @@
+"""The ONNX detector against Ultralytics on real photos, and every way in which it refuses its input."""
+
+import contextlib
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from onnx import TensorProto, helper
+from onnxruntime.transformers.float16 import convert_float_to_float16
+from ultralytics import YOLO
+from ultralytics.utils import ASSETS
+
+from yolo_lat.deploy import Detections, OnnxDetector
+from yolo_lat.deploy.preprocess import letterbox, to_input
+from yolo_lat.errors import UserError
+
+PHOTOS = [cv2.imread(str(ASSETS / name)) for name in ("bus.jpg", "zidane.jpg")]
+SIZE = 320
+
+
+def lively_model(yaml: str) -> YOLO:
+    """A random network whose normalisation fits the photos and whose scores straddle the threshold of 0.25."""
+    torch.manual_seed(0)
+    model = YOLO(yaml)
+    for module in model.model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # statistics become those of the one batch below
+    photos = torch.from_numpy(to_input([letterbox(photo, (SIZE, SIZE)).image for photo in PHOTOS]))
+    head = model.model.model[-1]
+    with torch.no_grad():
+        model.model.train()(photos)
+        for level in [*head.cv3, *getattr(head, "one2one_cv3", [])]:
+            level[-1].bias.fill_(-2)
+    model.model.eval()
+    return model
+
+
+def export(model: YOLO, path: Path, **arguments) -> Path:
+    with contextlib.chdir(path.parent):  # the exporter writes into the working directory
+        return Path(model.export(format="onnx", imgsz=SIZE, opset=18, **arguments)).rename(path)
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """Exported file and the torch predictions on the photos, for each kind of export."""
+    folder = tmp_path_factory.mktemp("onnx")
+    v8, v26 = lively_model("yolov8n.yaml"), lively_model("yolo26n.yaml")
+    files = {
+        "static": export(v8, folder / "static.onnx", dynamic=False),
+        # Unsimplified files are quicker to make, and leave more axes of the output without a size.
+        "dynamic": export(v8, folder / "dynamic.onnx", dynamic=True, simplify=False),
+        "embedded-nms": export(v8, folder / "embedded.onnx", dynamic=True, nms=True, simplify=False),
+        "nms-free": export(v26, folder / "nms-free.onnx", dynamic=False, nms=False),
+        "nms-free-dynamic": export(v26, folder / "nms-free-dynamic.onnx", dynamic=True, nms=False, simplify=False),
+    }
+    settings = {"imgsz": SIZE, "rect": False, "conf": 0.25, "iou": 0.7, "verbose": False}
+    v8_results = [result.boxes for result in v8.predict(PHOTOS, **settings)]
+    v26_results = [result.boxes for result in v26.predict(PHOTOS, nms=False, **settings)]
+    return {kind: (file, v26_results if "free" in kind else v8_results) for kind, file in files.items()}
+
+
+def assert_close(found: Detections, expected, pixels: float = 0.5, score: float = 0.01) -> None:
+    """Compare with Ultralytics' boxes or with other detections, whatever the order of boxes that score the same."""
+    if isinstance(expected, Detections):
+        boxes, scores, classes = expected.boxes_xyxy, expected.scores, expected.class_ids
+    else:
+        boxes, scores, classes = (values.numpy() for values in (expected.xyxy, expected.conf, expected.cls))
+    assert len(found) == len(boxes) > 5
+    same = abs(found.boxes_xyxy[:, None] - boxes).max(-1) <= pixels
+    same &= abs(found.scores[:, None] - scores) <= score
+    same &= found.class_ids[:, None] == classes
+    assert same.any(0).all()
+    assert same.any(1).all()
+    assert (np.diff(found.scores) <= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["static", "dynamic", "embedded-nms", "nms-free", "nms-free-dynamic"])
+def test_detections_equal_those_of_torch(models, kind):
+    file, expected = models[kind]
+    detector = OnnxDetector(file, conf=0.25, iou=0.7, threads=1)
+    found = detector(PHOTOS)  # of two sizes, and more than a static model takes at once
+    for ours, theirs, photo in zip(found, expected, PHOTOS, strict=True):
+        assert_close(ours, theirs)
+        assert_close(detector(photo), ours, pixels=1e-2, score=1e-4)
+    assert len(set(found[0].class_ids.tolist())) > 2
+    assert found[0].names[0] == "0"  # what a YAML without names gets
+    assert detector.imgsz == (SIZE, SIZE)
+
+
+def test_dynamic_model_takes_another_size(models):
+    detector = OnnxDetector(models["dynamic"][0], imgsz=(256, 384))
+    found = detector(PHOTOS[1])
+    network_input = []
+    run = detector._session.run
+    detector._session = type("Spy", (), {"run": lambda self, _, feed: network_input.append(feed) or run(None, feed)})()
+    assert_close(detector(PHOTOS[1]), found)
+    assert network_input[0]["images"].shape == (1, 3, 256, 384)
+
+
+def test_conf_iou_and_max_det_are_applied(models):
+    file = models["static"][0]
+    everything = OnnxDetector(file, conf=0.2, iou=1.0)(PHOTOS[1])
+    confident = OnnxDetector(file, conf=0.3, iou=1.0)(PHOTOS[1])
+    sparse = OnnxDetector(file, conf=0.2, iou=0.1)(PHOTOS[1])
+    assert 300 > len(everything) > max(len(confident), len(sparse)) > 0
+    assert confident.scores.min() > 0.3
+    assert len(OnnxDetector(file, max_det=3)(PHOTOS[1])) == 3
+    assert len(OnnxDetector(file, conf=1.0)(PHOTOS[1])) == 0
+    assert OnnxDetector(file)([]) == []
+
+
+def test_half_precision_model_gets_half_precision_input(models, tmp_path):
+    file, expected = models["static"]
+    half = convert_float_to_float16(onnx.load(file))
+    onnx.save(half, tmp_path / "half.onnx")
+    assert half.graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT16
+    found, expected = OnnxDetector(tmp_path / "half.onnx")(PHOTOS[0]), expected[0]
+    # Half precision moves scores across the threshold and boxes across each other: compare box by box.
+    distance = abs(found.boxes_xyxy[:, None] - expected.xyxy.numpy()).max(-1).min(0)
+    assert (distance < 5).mean() > 0.9
+    assert found.scores.dtype == np.float32
+
+
+def test_threads_share_one_detector(models):
+    detector = OnnxDetector(models["static"][0], threads=1)
+    expected = detector(PHOTOS)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(detector, PHOTOS * 6))
+    for ours, theirs in zip(found, expected * 6, strict=True):
+        np.testing.assert_array_equal(ours.boxes_xyxy, theirs.boxes_xyxy)
+
+
+def test_torch_and_ultralytics_are_never_imported(models):
+    script = (
+        "import sys, cv2; from yolo_lat.deploy import OnnxDetector\n"
+        f"image = cv2.imread({str(ASSETS / 'bus.jpg')!r})\n"
+        f"found = OnnxDetector({str(models['static'][0])!r})(image); found.draw(image)\n"
+        "loaded = {name.partition('.')[0] for name in sys.modules} & {'torch', 'torchvision', 'ultralytics'}\n"
+        "assert not loaded, loaded\n"
+        "print(len(found))"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) == len(models["static"][1][0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif("CUDAExecutionProvider" not in ort.get_available_providers(), reason="onnxruntime without CUDA")
+def test_cuda_equals_cpu(models):
+    file = models["dynamic"][0]
+    for on_gpu, on_cpu in zip(OnnxDetector(file, device="cuda:0")(PHOTOS), OnnxDetector(file)(PHOTOS), strict=True):
+        assert_close(on_gpu, on_cpu)
+
+
+# Hand-made models: an output fixed in the file, whatever the image.
+
+NAMES = {"names": "{0: 'cat', 1: 'dog'}", "stride": "32", "imgsz": "[64, 64]", "task": "detect"}
+
+
+def fixed_output(path, output, metadata, input_shape=(1, 3, 64, 64), input_type=TensorProto.FLOAT):
+    images = helper.make_tensor_value_info("images", input_type, input_shape)
+    result = helper.make_tensor_value_info("output0", TensorProto.FLOAT, output.shape)
+    node = helper.make_node("Constant", [], ["output0"], value=onnx.numpy_helper.from_array(output))
+    save(path, [node], [images], [result], metadata)
+    return path
+
+
+def save(path, nodes, inputs, outputs, metadata):
+    graph = helper.make_graph(nodes, "hand-made", inputs, outputs)
+    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
+    helper.set_model_props(model, metadata)
+    onnx.save(model, path)
+
+
+def raw_output(num_classes: int = 2, batch: int = 1) -> np.ndarray:
+    """One box a batch element, of the last class, centred at (32, 32), as wide as 10 times its place in the batch."""
+    output = np.zeros((batch, 4 + num_classes, 84), np.float32)
+    output[:, :4, 5] = 32, 32, 0, 20
+    output[:, 2, 5] = 10 * np.arange(1, batch + 1)
+    output[:, -1, 5] = 0.9
+    return output
+
+
+def test_boxes_come_back_in_pixels_of_the_original(tmp_path):
+    detector = OnnxDetector(fixed_output(tmp_path / "m.onnx", raw_output(), NAMES))
+    found = detector(np.zeros((128, 256, 3), np.uint8))  # a quarter of its size, 16 pixels of grey above and below
+    np.testing.assert_allclose(found.boxes_xyxy, [[108, 24, 148, 104]])
+    assert (found.scores.tolist(), found.class_ids.tolist()) == ([np.float32(0.9)], [1])
+    assert found.names == {0: "cat", 1: "dog"}
+
+
+def test_a_fixed_batch_is_filled_up(tmp_path):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(batch=2), NAMES, input_shape=(2, 3, 64, 64))
+    widths = [np.diff(found.boxes_xyxy[0, [0, 2]]).item() for found in OnnxDetector(path)([PHOTOS[0][:64, :64]] * 3)]
+    assert widths == [10, 20, 10]
+
+
+@pytest.mark.parametrize("names", [{}, {"names": "['0', '1']"}], ids=["none", "list"])
+def test_names_default_to_numbers_and_may_be_a_list(tmp_path, names):
+    detector = OnnxDetector(fixed_output(tmp_path / "m.onnx", raw_output(), names))
+    assert detector.names == {0: "0", 1: "1"}
+
+
+def test_foreign_nms_free_model_needs_no_metadata(tmp_path):
+    rows = np.array([[[8, 16, 24, 32, 0.8, 7], [0, 0, 9, 9, 0.1, 3]]], np.float32)
+    image = np.zeros((64, 64, 3), np.uint8)
+    found = OnnxDetector(fixed_output(tmp_path / "m.onnx", rows, {}))(image)
+    np.testing.assert_array_equal(found.boxes_xyxy, [[8, 16, 24, 32]])
+    assert found.class_ids.tolist() == [7]
+    assert found.draw(image).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"device": "gpu"}, "device 'gpu' is unknown; pass 'cpu'"),
+        ({"device": "cuda:x"}, "device 'cuda:x' is unknown"),
+        ({"conf": 1.5}, "conf=1.5 is no threshold"),
+        ({"iou": -0.1}, "iou=-0.1 is no threshold"),
+        ({"max_det": 0}, "max_det=0 is too small"),
+        ({"threads": 0}, "threads=0 is too small"),
+        ({"imgsz": 128}, r"imgsz=128 does not fit .*m\.onnx, whose input is fixed at \(64, 64\)"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_unusable_arguments_are_refused(tmp_path, arguments, message):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES)
+    assert len(OnnxDetector(path, imgsz=64)(PHOTOS[0])) == 1
+    with pytest.raises(UserError, match=message):
+        OnnxDetector(path, **arguments)
+
+
+@pytest.mark.parametrize("imgsz", [100, 0, -32, (64, 50), (64, 64, 64), 64.0, "64"], ids=str)
+def test_sizes_off_the_stride_are_refused(tmp_path, imgsz):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES, input_shape=("batch", 3, "height", "width"))
+    assert OnnxDetector(path, imgsz=(96, 64)).imgsz == (96, 64)
+    with pytest.raises(UserError, match=r"does not fit .*m\.onnx; pass one or two positive multiples of 32"):
+        OnnxDetector(path, imgsz=imgsz)
+
+
+def test_dynamic_model_without_a_size_asks_for_one(tmp_path):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), {}, input_shape=("batch", 3, "height", "width"))
+    with pytest.raises(UserError, match=r"m\.onnx has a dynamic input .*; pass imgsz="):
+        OnnxDetector(path)
+    assert OnnxDetector(path, imgsz=96).imgsz == (96, 96)
+
+
+def test_a_size_that_the_graph_cannot_run_is_refused(tmp_path):
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, ("batch", 3, "height", "width"))
+    output = helper.make_tensor_value_info("output0", TensorProto.FLOAT, (1, 6, 2048))
+    shape = helper.make_node("Constant", [], ["shape"], value_ints=[1, 6, 2048])
+    save(tmp_path / "m.onnx", [shape, helper.make_node("Reshape", ["images", "shape"], ["output0"])], [images],
+         [output], NAMES)  # fmt: skip
+    assert len(OnnxDetector(tmp_path / "m.onnx", imgsz=64, conf=1)(PHOTOS[0])) == 0
+    with pytest.raises(UserError, match=r"m\.onnx cannot run on an input of shape \(1, 3, 96, 96\) .*export it again"):
+        OnnxDetector(tmp_path / "m.onnx", imgsz=96)
+
+
+def test_missing_and_damaged_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no\.onnx is not a file"):
+        OnnxDetector(tmp_path / "no.onnx")
+    with pytest.raises(UserError, match="is not a file"):
+        OnnxDetector(tmp_path)
+    whole = fixed_output(tmp_path / "whole.onnx", raw_output(), NAMES).read_bytes()
+    for content in (b"", b"no model", whole[: len(whole) // 2], ASSETS.joinpath("bus.jpg").read_bytes()):
+        tmp_path.joinpath("bad.onnx").write_bytes(content)
+        with pytest.raises(UserError, match=r"^onnxruntime .* cannot open .*bad\.onnx on cpu \(.+\); .*$"):
+            OnnxDetector(tmp_path / "bad.onnx")
+
+
+@pytest.mark.parametrize(
+    ("output_shape", "metadata"),
+    [
+        ((1, 300, 84), {}),
+        ((1, 300, 84), NAMES),
+        ((1, 85, 84), NAMES),
+        ((1, 4, 84), {}),
+        ((6, 84), NAMES),
+        ((1, 6, 84), NAMES | {"task": "pose"}),
+    ],
+    ids=["rows-last", "rows-last-named", "other-classes", "no-classes", "flat", "pose"],
+)
+def test_foreign_outputs_are_refused(tmp_path, output_shape, metadata):
+    path = fixed_output(tmp_path / "m.onnx", np.zeros(output_shape, np.float32), metadata)
+    with pytest.raises(UserError, match=r"m\.onnx has task .* and outputs of shape \[\(.*export a detection model"):
+        OnnxDetector(path)
+
+
+@pytest.mark.parametrize(
+    ("input_shape", "input_type"),
+    [((1, 1, 64, 64), TensorProto.FLOAT), ((1, 64, 64), TensorProto.FLOAT), ((1, 3, 64, 64), TensorProto.UINT8)],
+    ids=["grey", "rank", "uint8"],
+)
+def test_foreign_inputs_are_refused(tmp_path, input_shape, input_type):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES, input_shape, input_type)
+    with pytest.raises(UserError, match=r"m\.onnx takes .*, not one float image batch"):
+        OnnxDetector(path)
+
+
+def test_unreadable_metadata_is_refused(tmp_path):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES | {"names": "cat, dog and so on"})
+    with pytest.raises(UserError, match=r"metadata 'names' of .*m\.onnx is no Python literal"):
+        OnnxDetector(path)
+
+
+def test_unusable_images_are_named(tmp_path):
+    detector = OnnxDetector(fixed_output(tmp_path / "m.onnx", raw_output(), NAMES))
+    with pytest.raises(UserError, match=r"^image is None"):
+        detector(None)
+    with pytest.raises(UserError, match=r"^images\[1\] is float64"):
+        detector([PHOTOS[0], PHOTOS[0] / 255])
+
+
+def test_cuda_is_refused_rather_than_replaced(tmp_path, monkeypatch):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(UserError, match=r"needs CUDAExecutionProvider.* install onnxruntime-gpu"):
+        OnnxDetector(path, device="cuda:0")
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
+    opened, open_session = [], ort.InferenceSession
+
+    def without_cuda(model, options, providers, enable_fallback):
+        opened.append((providers, enable_fallback))
+        return open_session(model, options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(ort, "InferenceSession", without_cuda)
+    for device, device_id in (("cuda", 0), ("cuda:1", 1)):
+        with pytest.raises(UserError, match=f"CUDAExecutionProvider did not start for device '{device}'"):
+            OnnxDetector(path, device=device)
+        providers, enable_fallback = opened.pop()
+        assert providers[0] == ("CUDAExecutionProvider", {"device_id": device_id})
+        assert not enable_fallback
+
+
+def detections(**changes) -> Detections:
+    fields = {
+        "boxes_xyxy": np.array([[20, 0, 90, 60], [30, 70, 60, 95]], np.float32),
+        "scores": np.array([0.9, 0.5], np.float32),
+        "class_ids": np.array([0, 1]),
+        "names": {0: "cat"},
+    }
+    return Detections(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"boxes_xyxy": np.zeros((1, 4), np.float32)},
+        {"boxes_xyxy": np.zeros((2, 4))},
+        {"boxes_xyxy": [[0, 0, 1, 1]] * 2},
+        {"scores": np.zeros((2, 1), np.float32)},
+        {"class_ids": np.zeros(2, np.float32)},
+    ],
+    ids=["count", "dtype", "list", "shape", "float-ids"],
+)
+def test_detections_validate_their_arrays(changes):
+    assert len(detections()) == 2
+    with pytest.raises(UserError, match=rf"Detections\.{next(iter(changes))} is .*; for 2 scores pass"):
+        detections(**changes)
+
+
+def test_draw_marks_boxes_and_leaves_the_image_alone():
+    image = np.zeros((120, 160, 3), np.uint8)
+    canvas = detections().draw(image)
+    assert not image.any()
+    assert canvas.shape == image.shape
+    first, second = canvas[58, 90], canvas[90, 30]
+    assert first.any()
+    assert second.any()
+    assert (first != second).any()
+    assert not canvas[50, 50].any()  # within a box, away from its label
+    assert canvas[1, 40].any()  # the label of a box at the top edge stays in the image
+    with pytest.raises(UserError, match="image is None"):
+        detections().draw(None)

@@ -1,0 +1,609 @@
+"""The command line: its grammar, help and errors for real, and what each mode hands to the engine."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import inspect
+import json
+import os
+import shlex
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from yolo_lat import __version__
+from yolo_lat.cli import RUN, explain, main, merge_fragments, parse, parse_value
+from yolo_lat.cli_help import BARE_KEYS, DEPRECATED_KEYS, HIDDEN_KEYS, MODES, engine_sections, mode_help
+from yolo_lat.errors import UserError
+
+TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+COCO = {name: i / 16 for i, name in enumerate(TWELVE)}
+
+
+@pytest.fixture
+def cli(capsys, tmp_path, monkeypatch):
+    """Run `main` in an empty folder and return its status, standard output and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command: str) -> SimpleNamespace:
+        with pytest.raises(SystemExit) as leave:
+            main(shlex.split(command))
+        captured = capsys.readouterr()
+        return SimpleNamespace(status=leave.value.code, out=captured.out, err=captured.err)
+
+    return run
+
+
+@pytest.fixture
+def refused(cli):
+    """Run a command that must fail and return its one-line message."""
+
+    def run(command: str) -> str:
+        result = cli(command)
+        assert (result.status, result.out) == (2, "")
+        assert result.err.startswith("yolo-lat: error: ")
+        assert result.err.count("\n") == 1
+        return result.err.removeprefix("yolo-lat: error: ").rstrip("\n")
+
+    return run
+
+
+@pytest.fixture
+def engine(monkeypatch, tmp_path):
+    """Put a recording stand-in in place of the engine; `engine.fails` makes every mode raise."""
+    log = SimpleNamespace(calls=[], fails=None, last=None)
+
+    class Recorder:
+        def __init__(self, model, scale=None):
+            log.calls.append(("YOLOLAT", {"model": model, "scale": scale}))
+            self.trainer = SimpleNamespace(last=log.last) if log.last else None
+            self.predictor = SimpleNamespace(save_dir=tmp_path / "saved")
+
+        def __getattr__(self, mode):
+            return lambda **options: record(mode, options)
+
+    answers: dict[str, Any] = {
+        "val": SimpleNamespace(coco=COCO),
+        "export": "out/model.onnx",
+        "info": (10, 317_000, 317_000, 1.25),
+        "evaluate": SimpleNamespace(numbers=COCO),
+    }
+
+    def record(name, options):
+        log.calls.append((name, options))
+        if log.fails:
+            raise log.fails
+        return iter([1, 2, 3]) if name in {"predict", "track"} else answers.get(name)
+
+    def evaluate_predictions(predictions, data, split):
+        return record("evaluate", {"predictions": predictions, "data": data, "split": split})
+
+    members = {
+        "model": {"YOLOLAT": Recorder},
+        "evaluate": {"evaluate_predictions": evaluate_predictions},
+        "quickstart": {"quickstart": lambda **options: record("quickstart", options)},
+    }
+    for name, contents in members.items():
+        module = ModuleType(f"yolo_lat.engine.{name}")
+        vars(module).update(contents)
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    return log
+
+
+def child(*words: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True, timeout=60, **options)
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("None", None),
+        ("none", None),
+        ("true", True),
+        ("FALSE", False),
+        ("42", 42),
+        ("-1", -1),
+        ("1e-3", 1e-3),
+        ("0,1", (0, 1)),
+        ("[0,1]", [0, 1]),
+        ("cpu", "cpu"),
+        ("0,cpu", "0,cpu"),
+        ("a.b/c d.pt", "a.b/c d.pt"),
+        ("__import__('os').getcwd()", "__import__('os').getcwd()"),
+        ("(" * 500, "(" * 500),
+    ],
+)
+def test_value_examples(text, value):
+    converted = parse_value(text)
+    assert converted == value
+    assert type(converted) is type(value)
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+
+
+@given(st.recursive(scalars, lambda inner: st.lists(inner) | st.tuples(inner, inner), max_leaves=8))
+def test_written_values_read_back(value):
+    assert repr(parse_value(repr(value))) == repr(value)
+
+
+@settings(deadline=None)  # the first import of Ultralytics takes seconds
+@given(
+    st.text(alphabet=st.characters(codec="utf-8"), max_size=12)
+    | st.text("0123456789.,eE+-_[]() '\"TrueNon", max_size=8)
+)
+def test_values_are_those_of_ultralytics(text):
+    from ultralytics.cfg import smart_value
+
+    assert repr(parse_value(text)) == repr(smart_value(text))
+
+
+# Grammar
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["a=1", "b=2"],
+        ["a", "=", "1", "b=2"],
+        ["a=", "1", "b=2"],
+        ["a", "=1", "half", "b=2"],
+        ["imgsz=[480,", "640]", "half"],
+        ["imgsz", "=", "[3,", "640,", "640]"],
+        ["source=", "rtsp://x?a=1"],
+        ["source=http://x?a=", "save"],
+        ["a", "="],
+        [],
+    ],
+)
+def test_fragments_are_joined_as_ultralytics_joins_them(words):
+    from ultralytics.cfg import merge_equals_args
+
+    expected = merge_equals_args(list(words))
+    if words == ["source=http://x?a=", "save"]:
+        expected = words  # theirs takes the bare key for the end of the address
+    assert merge_fragments(words) == expected
+
+
+def test_brackets_within_file_names_are_left_alone():
+    assert merge_fragments(["source=photo[1.jpg", "half"]) == ["source=photo[1.jpg", "half"]
+    assert merge_fragments(["fraction=(1,", "2)", "half"]) == ["fraction=(1,2)", "half"]
+
+
+def test_parse_converts_names_verbatim_and_bare_booleans():
+    words = ["model=a.pt", "name=007", "project=None", "device=0,1", "imgsz=640", "half", "save", "source=http://x?a=b"]
+    assert parse(MODES["predict"], words) == {
+        "model": "a.pt",
+        "name": "007",
+        "project": None,
+        "device": (0, 1),
+        "imgsz": 640,
+        "half": True,
+        "save": True,
+        "source": "http://x?a=b",
+    }
+
+
+def test_every_boolean_key_of_ultralytics_may_stand_alone():
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    bare = {key for key, value in DEFAULT_CFG_DICT.items() if isinstance(value, bool)} | set(BARE_KEYS)
+    assert {key.name for key in MODES["train"].accepted().values() if key.stands_alone} == bare
+    assert parse(MODES["train"], sorted(bare)) == dict.fromkeys(bare, True)
+
+
+def test_keys_are_those_of_the_installed_ultralytics():
+    from ultralytics.utils import DEFAULT_CFG_DICT
+
+    read = {
+        key.name: parse_value(key.default) if key.default else None
+        for keys in engine_sections().values()
+        for key in keys
+    }
+    assert read == DEFAULT_CFG_DICT
+    assert set(HIDDEN_KEYS) <= set(DEFAULT_CFG_DICT)
+    assert set(DEFAULT_CFG_DICT) | set(DEPRECATED_KEYS) == set(MODES["train"].accepted())
+
+
+def test_deprecated_keys_are_those_that_ultralytics_still_handles():
+    from ultralytics.cfg import _handle_deprecation
+
+    tree = ast.parse(inspect.getsource(_handle_deprecation))
+    popped = {
+        call.args[0].value
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Attribute)
+        and call.func.attr == "pop"
+        and isinstance(call.args[0], ast.Constant)
+    }
+    tables = {
+        assign.targets[0].id: ast.literal_eval(assign.value)
+        if isinstance(assign.value, ast.Set)
+        else [key.value for key in assign.value.keys]
+        for assign in ast.walk(tree)
+        if isinstance(assign, ast.Assign) and isinstance(assign.value, ast.Set | ast.Dict)
+    }
+    assert popped.union(tables["deprecated_mappings"], tables["removed_keys"]) == set(DEPRECATED_KEYS)
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("trian model=a.pt", "unknown mode 'trian'; did you mean 'train'?"),
+        ("model=a.pt", "unknown mode 'model=a.pt'; use one of train, val, predict, track, export, info, quickstart"),
+        ("train epoch=3", "unknown key 'epoch' for train; did you mean 'epochs'?"),
+        ("train zzzz=3", "unknown key 'zzzz' for train; yolo-lat train --help lists the keys"),
+        ("train zzzz", "unknown key 'zzzz' for train; yolo-lat train --help lists the keys"),
+        ("train json=a.json", "unknown key 'json' for train; it belongs to val"),
+        ("quickstart model=a.pt", "unknown key 'model' for quickstart; it belongs to train and val and predict and"),
+        ("info lr0=1", "unknown key 'lr0' for info; yolo-lat info --help lists the keys"),
+        ("train epochs=3 lr0=1 epochs=3", "key 'epochs' is given twice; keep one of them"),
+        ("train save save=True", "key 'save' is given twice; keep one of them"),
+        ("train --epochs=3", "'--epochs=3' has dashes; write epochs=3"),
+        ("train --epochs 3", "'--epochs' has dashes; write epochs=VALUE"),
+        ("train data= epochs=3", "key 'data' has no value; write data=VALUE"),
+        ("train epochs", "key 'epochs' has no value; write epochs=100"),
+        ("train model=", "key 'model' has no value; write model=VALUE"),
+        ("train =3", "unknown key '' for train"),
+        ("predict imgsz=[480, 640", "'imgsz=[480,640' lacks its closing ']'; add it"),
+        ("train mode=val", "mode=val contradicts yolo-lat train; leave mode= out"),
+        ("train task=pose", "task=pose contradicts yolo-lat train; leave task= out"),
+    ],
+)
+def test_mistakes_in_the_grammar(refused, command, message):
+    assert refused(command).startswith(message)
+
+
+@pytest.mark.parametrize(("name", "role"), [("best.pt", "model"), ("net.onnx", "model"), ("street.jpg", "source")])
+def test_a_file_without_a_key_is_explained(refused, tmp_path, name, role):
+    (tmp_path / name).touch()
+    assert refused(f"predict {name}") == f"'{name}' is a path without a key; write {role}={name}"
+
+
+def test_a_key_is_a_key_even_when_a_file_has_its_name(cli, engine, tmp_path):
+    (tmp_path / "show").touch()
+    assert cli("predict model=a.pt source=0 show").status == 0
+    assert engine.calls[-1][1]["show"] is True
+
+
+# Help
+
+
+def test_overview_names_every_mode(cli):
+    overview = cli("")
+    assert overview.status == 0
+    assert all(f"\n  {mode.name} " in overview.out and mode.summary in overview.out for mode in MODES.values())
+    assert cli("--help").out == cli("-h").out == cli("help").out == overview.out
+    assert cli("--version").out == f"yolo-lat {__version__}\n"
+    assert set(RUN) == set(MODES)
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_help_explains_each_key_once_with_its_default(cli, monkeypatch, mode):
+    monkeypatch.setenv("COLUMNS", "100")
+    shown = cli(f"{mode.name} --help")
+    assert shown.status == 0
+    assert shown.out == cli(f"help {mode.name}").out == cli(f"{mode.name} epochs=3 -h").out
+    assert max(map(len, shown.out.splitlines())) <= 100
+    assert len(mode.examples) >= 2
+    assert all(f"\n  {example}\n" in shown.out for example in mode.examples)
+    tables = shown.out.split("\nMain keys:\n")[1]
+    rows = [line.split(maxsplit=2) for line in tables.splitlines() if line.startswith("  ") and line[2] != " "]
+    names = [row[0] for row in rows]
+    assert len(set(names)) == len(names)
+    assert not set(names) & set(HIDDEN_KEYS)
+    accepted = mode.accepted()
+    assert all(row[1] == (accepted[row[0]].default or "-") and row[2] for row in rows)
+    assert set(names) >= {key.name for key in mode.keys}
+    for title in mode.sections:
+        assert set(names) >= {key.name for key in engine_sections()[title]} - set(HIDDEN_KEYS)
+
+
+def test_help_columns_are_aligned_and_wrap_to_the_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "90")
+    narrow = mode_help(MODES["train"])
+    monkeypatch.setenv("COLUMNS", "300")
+    wide = mode_help(MODES["train"])
+    assert narrow.split() == wide.split()
+    narrow_table = narrow.split("\nMain keys:\n")[1].splitlines()
+    assert max(map(len, narrow_table)) <= 90
+    column = narrow_table[0].index("model name such as")
+    assert all(line[column - 1] == " " != line[column] for line in narrow_table if line.startswith("  "))
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_examples_obey_the_grammar(mode):
+    for example in mode.examples:
+        program, name, *words = shlex.split(example)
+        assert (program, name) == ("yolo-lat", mode.name)
+        assert len(parse(mode, words)) == len(words)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["predict", "-h"], ["quickstart", "help"]])
+def test_help_answers_within_a_second(words):
+    start = time.perf_counter()
+    shown = child("-m", "yolo_lat", *words)
+    seconds = time.perf_counter() - start
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert shown.stdout
+    assert seconds < 1
+
+
+@pytest.mark.parametrize("words", ["train --help", "trian", "train", "predict model=a.pt"])
+def test_help_and_mistakes_import_nothing_heavy(words):
+    code = f"""
+        import sys
+        from yolo_lat.cli import main
+        try:
+            main({words.split()!r})
+        except SystemExit:
+            print(sorted({{"torch", "ultralytics", "rich", "numpy", "cv2"}} & set(sys.modules)))
+    """
+    assert child("-c", textwrap.dedent(code)).stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])  # less and more than one buffer
+def test_help_survives_a_reader_that_went_away(words):
+    code = f"import atexit; atexit.register(print, 'late'); from yolo_lat.cli import main; main({words})"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_help_prints_where_the_code_page_is_small():
+    done = child("-m", "yolo_lat", "train", "--help", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "RGB?BGR" in done.stdout
+
+
+# Dispatch
+
+
+@pytest.mark.parametrize(
+    ("command", "model", "scale", "mode", "options"),
+    [
+        (
+            "train model=yolo-lat-n data=coco epochs=3 device=cpu",
+            *("yolo-lat-n", None, "train", {"data": "coco", "epochs": 3, "device": "cpu"}),
+        ),
+        ("train model=a.yaml data=coco scale=n", "a.yaml", "n", "train", {"data": "coco"}),
+        ("train model=a.yaml data=coco scale=0.9", "a.yaml", None, "train", {"data": "coco", "scale": 0.9}),
+        (
+            "train model=a.yaml data=coco cfg=shipped.yaml",
+            "a.yaml",
+            None,
+            "train",
+            {"data": "coco", "cfg": "shipped.yaml"},
+        ),
+        ("train resume=w/last.pt", "w/last.pt", None, "train", {"resume": "w/last.pt"}),
+        ("train model=last.pt resume", "last.pt", None, "train", {"resume": True}),
+        ("train model=a.pt data=coco task=detect mode=train", "a.pt", None, "train", {"data": "coco"}),
+        ("val model=7 data=coco half", "7", None, "val", {"data": "coco", "half": True}),
+        ("predict model=a.pt source=0", "a.pt", None, "predict", {"source": 0, "save": True, "stream": True}),
+        (
+            "predict model=a.yaml scale=x source=a.jpg save=False imgsz=[480, 640]",
+            *("a.yaml", "x", "predict", {"source": "a.jpg", "save": False, "stream": True, "imgsz": [480, 640]}),
+        ),
+        ("track model=a.pt source=a.mp4", "a.pt", None, "track", {"source": "a.mp4", "save": True, "stream": True}),
+        ("export model=a.pt", "a.pt", None, "export", {"format": "onnx"}),
+        ("export model=a.pt format=engine half=true", "a.pt", None, "export", {"format": "engine", "half": True}),
+        ("export model=a.pt quantize=fp16", "a.pt", None, "export", {"format": "onnx", "quantize": "fp16"}),
+        ("info model=a.yaml scale=p detailed imgsz=320", "a.yaml", "p", "info", {"detailed": True, "imgsz": 320}),
+    ],
+)
+def test_keys_reach_the_engine(cli, engine, command, model, scale, mode, options):
+    result = cli(command)
+    assert (result.status, result.err) == (0, "")
+    assert engine.calls == [("YOLOLAT", {"model": model, "scale": scale}), (mode, options)]
+
+
+def test_export_prints_the_path(cli, engine):
+    assert cli("export model=a.pt").out == "out/model.onnx\n"
+
+
+@pytest.mark.parametrize(("flags", "saved"), [("", True), ("save=False", False), ("save=False save_txt", True)])
+def test_predict_counts_frames_and_says_where_they_went(cli, engine, tmp_path, flags, saved):
+    expected = f"frames: 3, saved to {tmp_path / 'saved'}\n" if saved else "frames: 3\n"
+    assert cli(f"predict model=a.pt source=a.mp4 {flags}").out == expected
+
+
+def test_val_of_a_model_writes_the_twelve_numbers(cli, engine, tmp_path):
+    assert cli("val model=a.pt data=coco json=new/metrics.json").status == 0
+    assert json.loads((tmp_path / "new/metrics.json").read_text()) == COCO
+    assert engine.calls[-1] == ("val", {"data": "coco"})
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_val_of_predictions_prints_and_writes_the_twelve_numbers(cli, engine, tmp_path, split):
+    result = cli(f"val predictions=r.json data=my.yaml json=metrics.json {'' if split == 'val' else 'split=test'}")
+    assert engine.calls == [("evaluate", {"predictions": "r.json", "data": "my.yaml", "split": split})]
+    assert {name: float(value) for name, value in map(str.split, result.out.splitlines())} == COCO
+    assert json.loads((tmp_path / "metrics.json").read_text()) == COCO
+
+
+def test_val_writes_nothing_unless_asked(cli, engine, tmp_path):
+    assert cli("val predictions=r.json data=my.yaml").status == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_info_table_compares_every_scale(cli, engine):
+    result = cli("info table imgsz=320")
+    header, *rows = result.out.splitlines()
+    assert header.split() == ["scale", "layers", "parameters", "GFLOPs"]
+    assert [row.split() for row in rows] == [[scale, "10", "317,000", "1.2"] for scale in "pnsmlx"]
+    assert [call["scale"] for name, call in engine.calls if name == "YOLOLAT"] == list("pnsmlx")
+    assert {call["model"] for name, call in engine.calls if name == "YOLOLAT"} == {"yolo-lat.yaml"}
+    assert all(call == {"imgsz": 320} for name, call in engine.calls if name == "info")
+    cli("info table model=other.yaml")
+    assert engine.calls[-2] == ("YOLOLAT", {"model": "other.yaml", "scale": "x"})
+
+
+def test_quickstart_has_defaults(cli, engine):
+    assert cli("quickstart").status == cli("quickstart directory=42 epochs=2 seed=3").status == 0
+    defaults, given = engine.calls
+    assert defaults[1].keys() == {"directory", "epochs", "seed"}
+    assert defaults[1]["directory"] == Path("runs/quickstart")
+    assert given == ("quickstart", {"directory": Path("42"), "epochs": 2, "seed": 3})
+
+
+@pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        ("train data=coco", "model"),
+        ("train model=a.pt", "data"),
+        ("train resume", "model"),
+        ("train model=a.pt resume=False", "data"),
+        ("val data=coco", "model"),
+        ("val model=a.pt", "data"),
+        ("val predictions=r.json", "data"),
+        ("predict source=0", "model"),
+        ("predict model=a.pt", "source"),
+        ("track model=None source=0", "model"),
+        ("track model=a.pt", "source"),
+        ("export", "model"),
+        ("info", "model"),
+    ],
+)
+def test_missing_keys_are_named_with_an_example(refused, engine, command, key):
+    mode = command.split()[0]
+    assert refused(command) == f"{mode} needs {key}=, for example: {MODES[mode].examples[0]}"
+    assert not engine.calls
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("train model=a.yaml data=coco scale=q", "scale=q is no model scale; use one of p, n, s, m, l, x or a number"),
+        ("info model=a.yaml scale=0.5", "scale=0.5 is no model scale; use one of p, n, s, m, l, x"),
+        ("info table scale=n", "table compares every scale; leave scale= out"),
+        ("train model=a.pt data=coco epochs=abc", "'epochs=abc' is of invalid type str."),
+        ("train model=a.pt data=coco lr0=3", "'lr0=3' is an invalid value."),
+        ("train model=a.pt data=coco scale=3", "'scale=3' is an invalid value."),
+        ("quickstart epochs=0", "'epochs=0' is an invalid value."),
+        ("val predictions=r.json data=a.yaml model=a.pt", "model= has no effect on predictions=; leave it out"),
+        ("val predictions=r.json data=a.yaml conf=0.1", "conf= has no effect on predictions=; leave it out"),
+    ],
+)
+def test_unusable_values_are_refused_before_the_model_is_built(refused, engine, command, message):
+    assert refused(command).startswith(message)
+    assert not engine.calls
+
+
+# Recipes
+
+
+def test_data_may_come_from_the_recipe(cli, engine, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("data: coco\nepochs: 5\n")
+    assert cli("train model=a.pt cfg=recipe.yaml").status == 0
+    assert engine.calls[-1] == ("train", {"cfg": "recipe.yaml"})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("epoch: 5", "unknown key 'epoch' for train; did you mean 'epochs'?"),
+        ("epochs: abc", "'epochs=abc' is of invalid type str."),
+        ("epochs: [", "cfg=recipe.yaml is not valid YAML: while parsing"),
+        ("just words", "cfg=recipe.yaml holds no 'key: value' lines"),
+        ("epochs: 5", "train needs data=, for example: yolo-lat train "),
+    ],
+)
+def test_unusable_recipes_are_refused(refused, engine, tmp_path, recipe, message):
+    (tmp_path / "recipe.yaml").write_text(recipe)
+    assert refused("train model=a.pt cfg=recipe.yaml").startswith(message)
+    assert not engine.calls
+
+
+# Errors from below
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (UserError("names: has 3\n  entries, nc: 4"), "names: has 3 entries, nc: 4"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "a.pt"), "[Errno 2] No such file: 'a.pt'"),
+        (FileNotFoundError("\n'coco.yaml'\nimages not found"), "'coco.yaml' images not found"),
+        (PermissionError("denied"), "denied"),
+        (IsADirectoryError("a folder"), "a folder"),
+        (NotADirectoryError("a file"), "a file"),
+        (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            "memory ran out, lower batch= or imgsz= (RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate",
+        ),
+        (MemoryError(), "memory ran out, lower batch= or imgsz= (MemoryError)"),
+    ],
+)
+def test_errors_of_the_users_making_take_one_line(refused, engine, error, line):
+    engine.fails = error
+    assert refused("val model=a.pt data=coco").startswith(line)
+
+
+def test_input_errors_that_ultralytics_wraps_take_one_line(refused, engine):
+    engine.fails = RuntimeError("Dataset 'a.yaml' error")
+    engine.fails.__cause__ = FileNotFoundError("'a.yaml' does not exist")
+    assert refused("train model=a.pt data=a.yaml") == "Dataset 'a.yaml' error"
+
+
+def test_cuda_running_out_of_memory_tells_what_to_lower(refused, engine):
+    import torch
+
+    engine.fails = torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB")
+    assert refused("train model=a.pt data=coco") == (
+        "memory ran out, lower batch= or imgsz= (OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB)"
+    )
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("x"), KeyError("x"), RuntimeError("shape mismatch"), OSError(errno.EIO, "I/O"), ConnectionError()],
+)
+def test_bugs_keep_their_traceback(engine, error):
+    engine.fails = error
+    assert explain(error) is None
+    with pytest.raises(type(error)) as caught:
+        main(["val", "model=a.pt", "data=coco"])
+    assert caught.value is error
+
+
+@pytest.mark.parametrize("mode", ["train", "val"])
+def test_interrupt(cli, engine, mode):
+    engine.fails = KeyboardInterrupt()
+    engine.last = Path("never/written/last.pt")
+    result = cli(f"{mode} model=a.pt data=coco")
+    assert (result.status, result.err) == (130, "yolo-lat: interrupted\n")
+
+
+def test_interrupted_training_tells_how_to_go_on(cli, engine, tmp_path):
+    engine.fails = KeyboardInterrupt()
+    engine.last = tmp_path / "my run" / "last.pt"
+    engine.last.parent.mkdir()
+    engine.last.touch()
+    result = cli("train model=a.pt data=coco")
+    assert result.status == 130
+    assert result.err == f"yolo-lat: interrupted; to go on: yolo-lat train resume='{engine.last}'\n"
+    assert cli(shlex.join(shlex.split(result.err)[6:])).status == 130
+    assert engine.calls[-1] == ("train", {"resume": str(engine.last)})
+
+
+def test_words_come_from_the_shell_by_default(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["yolo-lat", "--version"])
+    with pytest.raises(SystemExit) as leave:
+        main()
+    assert leave.value.code == 0
+    assert capsys.readouterr().out == f"yolo-lat {__version__}\n"

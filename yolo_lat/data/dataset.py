@@ -1,0 +1,66 @@
+"""The bridge from our labels to Ultralytics' training data: its augmentation and batching on what `read_split` read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from ultralytics.data.dataset import YOLODataset
+from ultralytics.utils import LOGGER, colorstr
+
+from yolo_lat.data.reader import DetectionSplit, ImageLabels
+
+
+class LatDataset(YOLODataset):
+    """An Ultralytics detection data set that takes its labels from a `DetectionSplit`.
+
+    Unlike its base it writes no cache beside the data, drops no image in silence, and reads COCO JSON.
+
+    Args:
+        split: images and labels.
+        **kwargs: as for `ultralytics.data.dataset.YOLODataset`.
+    """
+
+    def __init__(self, split: DetectionSplit, **kwargs: Any) -> None:
+        self.split = split
+        super().__init__(img_path=split.name, **kwargs)
+
+    def get_img_files(self, img_path: str | list[str]) -> list[str]:
+        """Return the image paths, the first ones only where `fraction` asks for fewer."""
+        images = self.split.images
+        count = self.fraction if isinstance(self.fraction, int) else max(1, round(len(images) * self.fraction))
+        self.images = images[: min(count, len(images))]
+        return [str(image.path) for image in self.images]
+
+    def evaluated(self) -> DetectionSplit:
+        """Return the split as far as this data set goes: all of it unless `fraction` left images out."""
+        return replace(self.split, images=self.images)
+
+    def get_labels(self) -> list[dict[str, Any]]:
+        """Return one Ultralytics label dictionary an image."""
+        labels = [_label(image) for image in self.images]
+        left_out = sum(int((~image.crowd).sum()) for image in self.images) - sum(len(label["cls"]) for label in labels)
+        boxes = sum(len(label["cls"]) for label in labels)
+        note = f", {left_out} boxes without area inside the image left out" if left_out else ""
+        LOGGER.info(f"{colorstr(self.split.name + ':')} {len(labels)} images, {boxes} boxes{note}")
+        return labels
+
+
+def _label(image: ImageLabels) -> dict[str, Any]:
+    size = np.array([image.width, image.height] * 2, dtype=np.float64)
+    xyxy = np.concatenate([image.boxes_xywh[:, :2], image.boxes_xywh[:, :2] + image.boxes_xywh[:, 2:]], axis=1)
+    xyxy = xyxy.clip(0, size)
+    wh = xyxy[:, 2:] - xyxy[:, :2]
+    keep = ~image.crowd & (wh > 0).all(axis=1)
+    xywh = np.concatenate([(xyxy[:, :2] + xyxy[:, 2:]) / 2, wh], axis=1) / size
+    return {
+        "im_file": str(image.path),
+        "shape": (image.height, image.width),
+        "cls": image.class_ids[keep, None].astype(np.float32),
+        "bboxes": xywh[keep].astype(np.float32),
+        "segments": [],
+        "keypoints": None,
+        "normalized": True,
+        "bbox_format": "xywh",
+    }

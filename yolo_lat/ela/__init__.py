@@ -1,0 +1,35 @@
+"""Exact linear attention: kernels with finite feature maps, attention in O(L), and a state that adds up.
+
+Needs torch alone and nothing else of this package.
+"""
+
+from yolo_lat.ela.attention import ELAState, ela_state, exact_linear_attention
+from yolo_lat.ela.check import KernelReport, check_kernel
+from yolo_lat.ela.kernels import (
+    KERNELS,
+    DiffSquaredDistance,
+    HadamardExp,
+    Kernel,
+    LogKernel,
+    ModulatedDot,
+    SumSquaredDistance,
+    get_kernel,
+    register_kernel,
+)
+
+__all__ = [
+    "KERNELS",
+    "DiffSquaredDistance",
+    "ELAState",
+    "HadamardExp",
+    "Kernel",
+    "KernelReport",
+    "LogKernel",
+    "ModulatedDot",
+    "SumSquaredDistance",
+    "check_kernel",
+    "ela_state",
+    "exact_linear_attention",
+    "get_kernel",
+    "register_kernel",
+]

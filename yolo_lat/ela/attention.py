@@ -1,0 +1,144 @@
+"""Bidirectional exact linear attention (ELA) and its state.
+
+For a kernel k(q, k) = phi(q)·psi(k), attention over L tokens
+
+    y_i = sum_j k(q_i, k_j) v_j / sum_j k(q_i, k_j)
+
+is reordered into two sums that do not depend on the query (paper, section 1):
+
+    S = sum_j psi(k_j) v_jᵀ   (D_phi, Dv)        C = sum_j psi(k_j)   (D_phi)        y_i = phi(q_i) S / phi(q_i) C
+
+The cost is O(L·D_phi·Dv). Nothing is approximated: the result equals the quadratic form to rounding. Being sums over
+tokens, the states of several token sets add up to the state of their union.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from yolo_lat.ela.kernels import HadamardExp, Kernel, LogKernel
+
+
+def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Half precisions sum in float32: 6,400 tokens overflow float16 and lose bfloat16's 8 bits."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(_accumulation_dtype(x.dtype))
+
+
+def _no_autocast(device: str) -> AbstractContextManager[Any]:
+    """Keep autocast from narrowing the sums again; devices without autocast (meta) need nothing."""
+    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+
+
+@dataclass(frozen=True)
+class ELAState:
+    """Everything that attention needs to know of a set of keys and values, in a size that does not grow with it.
+
+    Attributes:
+        S: (B, H, D_phi, Dv) sums of psi(k_j) v_jᵀ; float32, or float64 for float64 inputs.
+        C: (B, H, D_phi) sums of psi(k_j).
+        kernel: the kernel whose psi made the sums.
+        log_scale: (B, H, D_phi) for a `LogKernel`, else None: S and C are stored divided by exp(log_scale), the largest
+            feature seen, so that they neither overflow nor vanish.
+    """
+
+    S: Tensor
+    C: Tensor
+    kernel: Kernel
+    log_scale: Tensor | None = None
+
+    def __add__(self, other: ELAState) -> ELAState:
+        """Return the state of both token sets together.
+
+        Raises:
+            ValueError: the states come from different kernels.
+        """
+        if type(self.kernel) is not type(other.kernel):
+            raise ValueError(f"cannot add ELA states of different kernels: {self.kernel} and {other.kernel}")
+        if self.log_scale is None or other.log_scale is None:
+            return ELAState(self.S + other.S, self.C + other.C, self.kernel)
+        scale = torch.maximum(self.log_scale, other.log_scale)
+        a, b = (self.log_scale - scale).exp(), (other.log_scale - scale).exp()
+        S = a.unsqueeze(-1) * self.S + b.unsqueeze(-1) * other.S
+        return ELAState(S, a * self.C + b * other.C, self.kernel, scale)
+
+    def query(self, q: Tensor) -> Tensor:
+        """Attend from queries q (B, H, Lq, D) to all tokens of the state; returns (B, H, Lq, Dv) in q's dtype.
+
+        Where the weights sum to zero (no token, all masked, or a kernel that is zero for every key) the output is 0.
+        """
+        with _no_autocast(q.device.type):
+            if isinstance(self.kernel, LogKernel) and self.log_scale is not None:
+                logits = self.kernel.log_phi(_wide(q)) + self.log_scale.unsqueeze(-2)
+                features = (logits - logits.amax(-1, keepdim=True)).exp()
+            else:
+                features = self.kernel.phi(_wide(q))
+            total = features @ self.C.unsqueeze(-1)
+            y = features @ self.S / torch.where(total == 0, 1, total)
+        return y.to(q.dtype)
+
+
+def ela_state(k: Tensor, v: Tensor, kernel: Kernel | None = None, mask: Tensor | None = None) -> ELAState:
+    """Sum keys and values into an `ELAState`.
+
+    Args:
+        k: keys (B, H, L, D).
+        v: values (B, H, L, Dv).
+        kernel: defaults to `HadamardExp()`.
+        mask: (B, L) bool, True for tokens that count; None counts all.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    kernel = kernel or HadamardExp()
+    if k.dim() != 4 or v.dim() != 4 or k.shape[:3] != v.shape[:3]:
+        raise ValueError(f"k and v must be (B, H, L, D) and (B, H, L, Dv), got {tuple(k.shape)} and {tuple(v.shape)}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != (k.shape[0], k.shape[2])):
+        raise ValueError(f"mask must be bool (B, L), got {mask.dtype} {tuple(mask.shape)} for k {tuple(k.shape)}")
+    hidden = None if mask is None else ~mask[:, None, :, None]
+    with _no_autocast(k.device.type):
+        k, v = _wide(k), _wide(v)
+        log_scale = None
+        if isinstance(kernel, LogKernel):
+            logits = kernel.log_psi(k)
+            if hidden is not None:
+                # The smallest finite number, not -inf: a set whose tokens are all hidden must not turn into NaN.
+                logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min / 4)
+            peak = logits.amax(-2, keepdim=True)
+            features, log_scale = (logits - peak).exp(), peak.squeeze(-2)
+        else:
+            features = kernel.psi(k)
+        if hidden is not None:
+            features = features.masked_fill(hidden, 0)
+        return ELAState(features.transpose(-1, -2) @ v, features.sum(-2), kernel, log_scale)
+
+
+def exact_linear_attention(
+    q: Tensor, k: Tensor, v: Tensor, kernel: Kernel | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Bidirectional exact linear attention, y_i = sum_j k(q_i, k_j) v_j / sum_j k(q_i, k_j), in O(Lq + Lk).
+
+    Args:
+        q: queries (B, H, Lq, D).
+        k: keys (B, H, Lk, D).
+        v: values (B, H, Lk, Dv).
+        kernel: defaults to `HadamardExp()`.
+        mask: (B, Lk) bool, True for keys that count; None counts all.
+
+    Returns:
+        (B, H, Lq, Dv) in q's dtype. float16 and bfloat16 inputs are summed in float32, also under autocast.
+
+    Raises:
+        ValueError: shapes that do not belong together.
+    """
+    if q.dim() != 4 or q.shape[:2] != k.shape[:2] or q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"q must be (B, H, Lq, D) with k's B, H and D, got {tuple(q.shape)} for k {tuple(k.shape)}")
+    return ela_state(k, v, kernel, mask).query(q)

@@ -1,0 +1,1 @@
+"""Training, validation, prediction and export on the Ultralytics engine."""

@@ -1,0 +1,99 @@
+"""Weights on disk: Ultralytics' pickled .pt, and safetensors that carry the model YAML and class names inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from ultralytics.nn.tasks import DetectionModel, load_checkpoint
+
+from yolo_lat import __version__
+from yolo_lat.errors import UserError
+from yolo_lat.nn.model import LatModel
+
+_FORMAT = "yolo-lat 1"
+
+
+def save_safetensors(model: DetectionModel, path: str | Path) -> Path:
+    """Write a detection model's weights with all that is needed to rebuild it; no pickle.
+
+    The file appears under its name only when it is complete. Tensors keep their dtype.
+
+    Raises:
+        UserError: the model is fused for inference, so that its YAML no longer describes it.
+    """
+    path = Path(path)
+    if model.is_fused():
+        raise UserError(f"{path}: a fused model cannot be saved; load the weights again and save those")
+    content = {**model.yaml, "yaml_file": Path(str(model.yaml.get("yaml_file", ""))).name}
+    args = model.args if isinstance(model.args, dict) else vars(model.args)
+    metadata = {
+        "format": _FORMAT,
+        "version": __version__,
+        "licence": "AGPL-3.0-or-later",
+        "yaml": json.dumps(content),
+        "names": json.dumps(model.names),
+        "args": json.dumps({key: args[key] for key in ("imgsz", "single_cls") if key in args}),
+    }
+    partial = path.with_name(path.name + ".partial")
+    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial, metadata)
+    partial.replace(path)
+    return path
+
+
+def load_safetensors(path: str | Path) -> LatModel:
+    """Rebuild a model in float32 from a file of `save_safetensors`; runs no code from the file.
+
+    Raises:
+        UserError: not such a file, or a damaged one.
+    """
+    path = _existing(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != _FORMAT:
+                raise UserError(f"{path}: has no YOLO-LAT model inside; give safetensors that this package saved")
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        model = LatModel(json.loads(metadata["yaml"]), verbose=False)
+        model.load_state_dict(state)
+    except (SafetensorError, KeyError, json.JSONDecodeError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"{path}: damaged or incompatible weights ({reason}); save or download them again") from error
+    model.names = {int(i): name for i, name in json.loads(metadata["names"]).items()}
+    model.args = json.loads(metadata["args"])
+    model.task, model.pt_path = "detect", str(path)
+    return model.eval()
+
+
+def load_pt(path: str | Path) -> tuple[DetectionModel, dict[str, Any]]:
+    """Load an Ultralytics checkpoint, ours or plain.
+
+    Raises:
+        UserError: missing, truncated, or not a detection checkpoint.
+    """
+    path = _existing(path)
+    try:
+        model, checkpoint = load_checkpoint(path)
+    except Exception as error:  # a foreign pickle can fail in any way
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path}: not a checkpoint of a detector ({reason}); give a .pt that training wrote") from error
+    if model.task != "detect":
+        raise UserError(f"{path}: a model for '{model.task}'; this package is for object detection only")
+    return model, checkpoint
+
+
+def pt_to_safetensors(source: Path, target: Path) -> Path:
+    """Write the weights of a .pt, which training stores in float16, as float16 safetensors."""
+    model, checkpoint = load_pt(source)
+    model.args = checkpoint.get("train_args", model.args)
+    return save_safetensors(model.half(), target)
+
+
+def _existing(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights; correct the path")
+    return path

@@ -1,0 +1,28 @@
+"""Keep the engine offline and quiet: no telemetry, no integrations that nobody asked for, no font download."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import matplotlib
+from ultralytics.utils import SETTINGS, USER_CONFIG_DIR
+from ultralytics.utils.events import events
+
+_INTEGRATIONS = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb", "vscode_msg")
+_FONTS = ("Arial.ttf", "Arial.Unicode.ttf")
+
+
+def settle() -> None:
+    """Switch telemetry and integrations off and give Ultralytics a font, so that it looks for none on the network.
+
+    The settings file is that of this package (see `yolo_lat.__init__`), not the one that plain Ultralytics uses.
+    """
+    events.enabled = False
+    wanted = {key: False for key in _INTEGRATIONS if SETTINGS.get(key)}
+    if wanted and "yolo-lat" in USER_CONFIG_DIR.parts:
+        SETTINGS.update(wanted)
+    font = Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"
+    for name in _FONTS:
+        if not (USER_CONFIG_DIR / name).exists():
+            shutil.copyfile(font, USER_CONFIG_DIR / name)

@@ -1,0 +1,130 @@
+"""Training: Ultralytics' loop on our data sets, our models and COCO's numbers."""
+
+from __future__ import annotations
+
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.utils import DEFAULT_CFG, RANK, colorstr
+from ultralytics.utils.torch_utils import unwrap_model
+
+from yolo_lat.data.dataset import LatDataset
+from yolo_lat.data.reader import DetectionSplit, read_split
+from yolo_lat.data.spec import DatasetSpec, load_dataset
+from yolo_lat.engine.checkpoint import pt_to_safetensors
+from yolo_lat.engine.validator import LatValidator, ultralytics_data
+from yolo_lat.errors import UserError
+from yolo_lat.nn.model import LatModel
+from yolo_lat.nn.zoo import load_model_yaml
+
+
+class LatTrainer(DetectionTrainer):
+    """Train a detector.
+
+    Both splits are read and checked before the run folder is made. Albumentations take part only when `augmentations`
+    names them: Ultralytics would add some of its own wherever the package happens to be installed.
+
+    Raises:
+        UserError: data that cannot be read, or a batch that does not fit into memory.
+    """
+
+    def __init__(
+        self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict[str, Any] | None = None
+    ) -> None:
+        self.splits: dict[str, DetectionSplit] = {}
+        if overrides and overrides.get("data"):
+            self._read(load_dataset(overrides["data"]), overrides.get("split") or "val")
+        super().__init__(cfg, overrides, _callbacks)
+        if getattr(self.args, "augmentations", None) is None:
+            self.args.augmentations = []
+
+    def _read(self, spec: DatasetSpec, split: str) -> None:
+        self.splits = {
+            "train": read_split(spec, "train", progress=RANK in {-1, 0}),
+            "val": read_split(spec, split, progress=RANK in {-1, 0}),
+        }
+
+    def get_dataset(self) -> dict[str, Any]:
+        """Return the data set's description in Ultralytics' keys."""
+        spec = load_dataset(self.args.data)
+        if not self.splits:  # resumed from a checkpoint, which knows the data set
+            self._read(spec, self.args.split)
+        data = ultralytics_data(spec)
+        data.setdefault(self.args.split, data["val"])
+        if self.args.single_cls:
+            data.update(names={0: "item"}, nc=1)
+        return data
+
+    def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> LatDataset:
+        """Build the training set, augmented, or the validation set, letterboxed."""
+        return LatDataset(
+            self.splits[mode],
+            imgsz=self.args.imgsz,
+            batch_size=batch,
+            augment=mode == "train",
+            hyp=self.args,
+            rect=self.args.rect or mode == "val",
+            cache=self.args.cache or None,
+            single_cls=self.args.single_cls,
+            stride=max(int(unwrap_model(self.model).stride.max()), 32),
+            pad=0.0 if mode == "train" else 0.5,
+            prefix=colorstr(f"{mode}: "),
+            task="detect",
+            classes=self.args.classes,
+            data=self.data,
+            fraction=self.args.fraction if mode == "train" else 1.0,
+        )
+
+    def _build_train_pipeline(self) -> None:
+        if self.optimizer is not None:  # Ultralytics comes here again, with half the batch, when out of memory
+            raise UserError(
+                f"batch={2 * self.batch_size} at imgsz={self.args.imgsz} does not fit into the memory of "
+                f"{self.device}; lower batch= or imgsz="
+            )
+        super()._build_train_pipeline()
+
+    def get_model(
+        self,
+        cfg: str | dict[str, Any],
+        weights: torch.nn.Module | None = None,
+        verbose: bool = True,
+    ) -> LatModel:
+        """Build the model for the data set's classes and load weights into it."""
+        content = cfg if isinstance(cfg, dict) else load_model_yaml(cfg)
+        model = LatModel(content, ch=self.data["channels"], nc=self.data["nc"], verbose=verbose and RANK == -1)
+        self.set_model_names_for_load(model)
+        if weights:
+            model.load(weights)
+        return model
+
+    def get_validator(self) -> LatValidator:
+        """Return the validator that runs after each epoch."""
+        return LatValidator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
+
+    def final_eval(self) -> None:
+        """Validate the best weights and write them as safetensors too."""
+        super().final_eval()
+        if RANK in {-1, 0}:
+            for checkpoint in (self.best, self.last):
+                if checkpoint.exists():
+                    pt_to_safetensors(checkpoint, checkpoint.with_suffix(".safetensors"))
+
+
+def resumable(checkpoint: dict[str, Any] | None) -> bool:
+    """Whether a loaded checkpoint holds the state of an unfinished training."""
+    return checkpoint is not None and checkpoint.get("epoch", -1) >= 0 and checkpoint.get("optimizer") is not None
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint to resume from.
+
+    Raises:
+        UserError: no such file.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"resume={path}: no such checkpoint; give the last.pt in the weights folder of a run")
+    return file

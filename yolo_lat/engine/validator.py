@@ -1,0 +1,157 @@
+"""Validation: Ultralytics' loop, COCO's numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.console import Console
+from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.utils import colorstr, nms, ops
+from ultralytics.utils.metrics import DetMetrics
+
+from yolo_lat.data.dataset import LatDataset
+from yolo_lat.data.reader import read_split
+from yolo_lat.data.spec import DatasetSpec, load_dataset
+from yolo_lat.engine.evaluate import CocoResult, evaluate_detections
+from yolo_lat.errors import UserError
+
+
+class LatMetrics(DetMetrics):
+    """Ultralytics' detection metrics in which everything called mAP is pycocotools'.
+
+    Attributes:
+        result: what pycocotools found; `coco` are its twelve numbers by name.
+    """
+
+    result: CocoResult
+
+    @property
+    def coco(self) -> dict[str, float]:
+        """Return the twelve COCO numbers by name."""
+        return self.result.numbers
+
+    def take(self, result: CocoResult) -> None:
+        """Replace the average precisions that Ultralytics computed its own way; precision and recall stay."""
+        self.result = result
+        self.box.all_ap = result.class_ap[list(self.box.ap_class_index)]
+
+
+class LatValidator(DetectionValidator):
+    """Evaluate a detector on a split with pycocotools, and save its predictions as a COCO results JSON.
+
+    Writes `predictions.json`, `metrics.json` (the twelve numbers by name) and, unless `plots=False`, figures to the run
+    folder. Every image counts: the time limit of Ultralytics' non-maximum suppression, which drops the rest of a slow
+    batch, is lifted.
+
+    Raises:
+        UserError: a data set that cannot be read, or whose classes are not the model's.
+    """
+
+    metrics: LatMetrics
+
+    def __init__(
+        self,
+        dataloader: Any = None,
+        save_dir: Path | None = None,
+        args: Any = None,
+        _callbacks: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(dataloader, save_dir, args, _callbacks)
+        self.metrics = LatMetrics()
+        self.spec = load_dataset(self.args.data)
+        # Ultralytics reads the data set's description from a file of its own format.
+        self.args.data = str(self.save_dir / "data.yaml")
+        Path(self.args.data).write_text(yaml.safe_dump(ultralytics_data(self.spec)), encoding="utf-8")
+
+    def build_dataset(self, img_path: Any, mode: str = "val", batch: int | None = None) -> LatDataset:
+        """Read the split to validate on."""
+        return LatDataset(
+            read_split(self.spec, self.args.split),
+            imgsz=self.args.imgsz,
+            batch_size=batch,
+            augment=False,
+            hyp=self.args,
+            rect=self.args.rect,
+            cache=self.args.cache or None,
+            single_cls=self.args.single_cls,
+            stride=self.stride,
+            pad=0.5,
+            prefix=colorstr("val: "),
+            task="detect",
+            classes=self.args.classes,
+            data=self.data,
+        )
+
+    def init_metrics(self, model: torch.nn.Module) -> None:
+        """Prepare to collect predictions for pycocotools."""
+        self.args.save_json = False  # keeps Ultralytics from building a ground truth of its own
+        super().init_metrics(model)
+        self.args.save_json = True  # makes it hand every prediction to pred_to_json
+        dataset: LatDataset = self.dataloader.dataset
+        names = list(dataset.split.names)
+        unnamed = self.nc == len(names) and all(str(i) == name for i, name in self.names.items())
+        if not (self.args.single_cls or unnamed or list(self.names.values()) == names):
+            raise UserError(
+                f"{self.spec.file}: its {len(names)} classes are not the model's {self.nc}; validate on data with "
+                f"the same names, the model's are {', '.join(map(str, self.names.values()))[:200]}"
+            )
+        self.image_ids = {str(image.path): image.image_id for image in dataset.images}
+
+    def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
+        """Suppress overlapping boxes, without Ultralytics' time limit."""
+        outputs = nms.non_max_suppression(
+            preds,
+            self.args.conf,
+            self.args.iou,
+            multi_label=True,
+            agnostic=self.args.single_cls or self.args.agnostic_nms,
+            max_det=self.args.max_det,
+            end2end=self.end2end,
+            max_time_img=float("inf"),
+        )
+        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in outputs]
+
+    def pred_to_json(self, predn: dict[str, torch.Tensor], pbatch: dict[str, Any]) -> None:
+        """Collect one image's predictions, in pixels of the original image."""
+        categories = self.dataloader.dataset.split.category_ids
+        image_id = self.image_ids[pbatch["im_file"]]
+        boxes = ops.xyxy2ltwh(predn["bboxes"]).tolist()
+        for box, score, class_id in zip(boxes, predn["conf"].tolist(), predn["cls"].tolist(), strict=True):
+            row = {"image_id": image_id, "category_id": categories[int(class_id)], "bbox": box, "score": score}
+            self.jdict.append(row)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Evaluate the collected predictions."""
+        self.metrics.process(save_dir=self.save_dir, plot=self.args.plots, on_plot=self.on_plot)
+        self.metrics.take(evaluate_detections(self.dataloader.dataset.evaluated(), self.jdict))
+        self.metrics.clear_stats()
+        return self.metrics.results_dict
+
+    def finalize_metrics(self) -> None:
+        """Write predictions and numbers."""
+        super().finalize_metrics()
+        if not self.training:
+            (self.save_dir / "predictions.json").write_text(json.dumps(self.jdict), encoding="utf-8")
+            self.metrics.result.save(self.save_dir / "metrics.json")
+            self.args.save_json = False  # all written; Ultralytics would write and evaluate once more
+
+    def print_results(self) -> None:
+        """Print Ultralytics' line for each class and, outside training, the twelve numbers."""
+        super().print_results()
+        if not self.training:
+            Console().print(self.metrics.result.table())
+
+
+def ultralytics_data(spec: DatasetSpec) -> dict[str, Any]:
+    """Return the description of a data set in the keys of an Ultralytics data YAML."""
+    return {
+        "path": str(spec.file.parent),
+        **{split: [str(path) for path in part.images] for split, part in spec.splits.items()},
+        "names": dict(enumerate(spec.names)),
+        "nc": len(spec.names),
+        "channels": 3,
+    }

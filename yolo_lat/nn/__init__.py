@@ -1,0 +1,24 @@
+"""Blocks, heads and whole models; importing it lets Ultralytics build YAMLs that name them."""
+
+from yolo_lat.nn.blocks import ELA2d, ELABlock, ELALayer, Gate, GatedFFN, HyperLink
+from yolo_lat.nn.body import LocalBlock, PixelStem
+from yolo_lat.nn.cross_scale import CrossScaleELA
+from yolo_lat.nn.head import LatDetect
+from yolo_lat.nn.model import LatModel
+from yolo_lat.nn.zoo import load_model_yaml, model_names
+
+__all__ = [
+    "CrossScaleELA",
+    "ELA2d",
+    "ELABlock",
+    "ELALayer",
+    "Gate",
+    "GatedFFN",
+    "HyperLink",
+    "LatDetect",
+    "LatModel",
+    "LocalBlock",
+    "PixelStem",
+    "load_model_yaml",
+    "model_names",
+]

@@ -1,0 +1,219 @@
+"""The blocks of YOLO-LAT: 2D exact linear attention, its gated FFN, the layer made of both, and Hyper-Links.
+
+Every projection is an Ultralytics `Conv` (convolution, batch norm, activation), so that the normalisation in the
+paper's `Attn(Norm(x))` sits behind each 1x1 projection instead of before it: there it bounds the logits of attention
+and folds into the projection when the model is fused for inference.
+"""
+
+from __future__ import annotations
+
+from functools import reduce
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+from ultralytics.nn.modules import Conv
+from ultralytics.utils.ops import make_divisible
+
+from yolo_lat.ela import Kernel, exact_linear_attention, get_kernel
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """Turn channels-first tokens (B, heads·D, ...) into the attention layout (B, heads, L, D) without a copy."""
+    return x.flatten(2).unflatten(1, (heads, -1)).transpose(-1, -2)
+
+
+def merge_heads(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Turn (B, heads, L, D) back into channels-first (B, heads·D, *size)."""
+    return x.transpose(-1, -2).flatten(1, 2).unflatten(-1, size)
+
+
+def check_heads(width: int, heads: int) -> None:
+    """Raise ValueError unless `heads` divides `width`."""
+    if heads < 1 or width % heads:
+        divisors = [h for h in range(1, min(width, 32) + 1) if width % h == 0]
+        raise ValueError(f"heads={heads} does not divide the width {width}; use one of {divisors}")
+
+
+class ELA2d(nn.Module):
+    """2D multi-head bidirectional exact linear attention over all H·W positions (paper, section 1).
+
+    y = W_out (ELA(W_q x, W_k x, W_v x) + DepthwiseConv(W_v x)); the depthwise convolution of v is the positional term,
+    without which attention could not tell positions apart. W_out is for a block that stands alone: a layer whose next
+    step is linear, such as `ELALayer`, leaves it out, since two linear maps in a row are one.
+
+    Args:
+        c1: input channels.
+        c2: output channels, also the width of v.
+        heads: must divide c2.
+        key_dim: channels of a head's query and key; bounds the rank of its attention matrix.
+        kernel: a name known to `yolo_lat.ela.get_kernel`.
+        pe: side of the positional convolution, odd.
+        project: end with the 1x1 projection W_out.
+
+    Shape:
+        (B, c1, H, W) -> (B, c2, H, W).
+
+    Raises:
+        ValueError: heads that do not divide c2, or an unknown kernel.
+    """
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        heads: int = 4,
+        key_dim: int = 8,
+        kernel: str = "HadamardExp",
+        pe: int = 5,
+        project: bool = True,
+    ) -> None:
+        super().__init__()
+        check_heads(c2, heads)
+        self.heads = heads
+        self.kernel: Kernel = get_kernel(kernel)
+        self.widths = [heads * key_dim, heads * key_dim, c2]
+        self.qkv = Conv(c1, sum(self.widths), 1, act=False)
+        self.pe = Conv(c2, c2, pe, g=c2, act=False)
+        self.out = Conv(c2, c2, 1, act=False) if project else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attend over the whole map."""
+        qkv = self.qkv(x).split(self.widths, dim=1)
+        q, k, v = (split_heads(t, self.heads) for t in qkv)
+        y = exact_linear_attention(q, k, v, self.kernel)
+        return self.out(merge_heads(y, x.shape[-2:]) + self.pe(qkv[2]))
+
+
+class GatedFFN(nn.Module):
+    """Feed-forward network whose gate modulates what the layer writes: W_out (act(W_gate x) * W_value x).
+
+    Args:
+        c: channels in and out.
+        ratio: hidden width over c; rounded up to a multiple of 8.
+
+    Shape:
+        (B, c, H, W) -> (B, c, H, W).
+    """
+
+    def __init__(self, c: int, ratio: float = 1.0) -> None:
+        super().__init__()
+        hidden = make_divisible(c * ratio, 8)
+        self.expand = Conv(c, 2 * hidden, 1, act=False)
+        self.act = Conv.default_act
+        self.out = Conv(hidden, c, 1, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the network at every position."""
+        gate, value = self.expand(x).chunk(2, dim=1)
+        return self.out(self.act(gate) * value)
+
+
+class ELALayer(nn.Module):
+    """One layer as one unit of the Hyper-Link: x + GatedFFN(ELA2d(x)), no residual around attention (section 2).
+
+    The scale of the last batch norm is the layer's gate_k on the shared stream, one a channel.
+    """
+
+    def __init__(self, c: int, heads: int, key_dim: int, kernel: str, ffn_ratio: float) -> None:
+        super().__init__()
+        self.attention = ELA2d(c, c, heads, key_dim, kernel, project=False)
+        self.ffn = GatedFFN(c, ffn_ratio)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Write the layer's update to the stream x (B, c, H, W)."""
+        return x + self.ffn(self.attention(x))
+
+
+class ELABlock(nn.Module):
+    """A stack of ELA layers on one stream; takes the place of C2f, C3k2 or A2C2f in a neck.
+
+    Args:
+        c1: input channels; a 1x1 convolution adapts them when they differ from c2.
+        c2: output channels.
+        n: number of layers.
+        heads: must divide c2.
+        key_dim: channels of a head's query and key.
+        kernel: a name known to `yolo_lat.ela.get_kernel`.
+        ffn_ratio: hidden width of the gated FFN over c2.
+
+    Shape:
+        (B, c1, H, W) -> (B, c2, H, W).
+
+    Raises:
+        ValueError: heads that do not divide c2, or an unknown kernel.
+    """
+
+    def __init__(
+        self,
+        c1: int,
+        c2: int,
+        n: int = 1,
+        heads: int = 4,
+        key_dim: int = 8,
+        kernel: str = "HadamardExp",
+        ffn_ratio: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.adapt = Conv(c1, c2, 1) if c1 != c2 else nn.Identity()
+        self.layers = nn.Sequential(*(ELALayer(c2, heads, key_dim, kernel, ffn_ratio) for _ in range(n)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run the stack."""
+        return self.layers(self.adapt(x))
+
+
+class Gate(nn.Module):
+    """A learned factor a channel, 1 at the start."""
+
+    def __init__(self, c: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(c, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale (B, c, H, W) by channel."""
+        return x * self.scale
+
+
+class HyperLink(nn.Module):
+    """Gated sum of features from several depths, in place of Concat: x_0 + sum_k gate_k * layer_k (section 2).
+
+    The first input that has the width of the stream and its resolution is x_0, the stream itself, and passes unchanged.
+    Every other input is brought to the stream: by a 1x1 convolution where its width differs (the scale of its batch
+    norm is the gate), by a gate a channel where it does not, and by nearest-neighbour upsampling, after the
+    convolution, where it is coarser.
+
+    Args:
+        channels: width of each input.
+        c2: width of the stream.
+        upsample: integer factor for each input; None stands for 1 everywhere.
+
+    Shape:
+        [(B, channels[i], H / upsample[i], W / upsample[i])] -> (B, c2, H, W).
+
+    Raises:
+        ValueError: not one upsampling factor for each input.
+    """
+
+    def __init__(self, channels: list[int], c2: int, upsample: list[int] | None = None) -> None:
+        super().__init__()
+        factors = [1] * len(channels) if upsample is None else list(upsample)
+        if len(factors) != len(channels) or any(f != int(f) or f < 1 for f in factors):
+            raise ValueError(f"upsample={upsample} must give one whole factor for each of the {len(channels)} inputs")
+        self.upsample = factors
+        self.stream = next((i for i, c in enumerate(channels) if c == c2 and factors[i] == 1), -1)
+        self.links = nn.ModuleList(
+            nn.Identity() if i == self.stream else Gate(c) if c == c2 else Conv(c, c2, 1, act=False)
+            for i, c in enumerate(channels)
+        )
+
+    def forward(self, x: list[Tensor]) -> Tensor:
+        """Sum the inputs onto the stream."""
+        written = [link(feature) for link, feature in zip(self.links, x, strict=True)]
+        return reduce(
+            torch.add,
+            (
+                F.interpolate(y, scale_factor=float(factor), mode="nearest") if factor > 1 else y
+                for y, factor in zip(written, self.upsample, strict=True)
+            ),
+        )

@@ -1,0 +1,79 @@
+"""The detection model: Ultralytics' `DetectionModel`, with errors that name the row of the YAML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from ultralytics.nn.tasks import DetectionModel
+from ultralytics.utils import LOGGER
+
+from yolo_lat.errors import UserError
+from yolo_lat.nn import parser
+from yolo_lat.nn.complexity import count_gflops, count_parameters
+
+parser.install()
+
+
+class LatModel(DetectionModel):
+    """A detector built from a model YAML, ours or Ultralytics'.
+
+    Args:
+        cfg: model YAML content with `scale` set, as `yolo_lat.nn.zoo.load_model_yaml` returns it.
+        ch: input channels.
+        nc: number of classes; None keeps the YAML's.
+        verbose: log the table of layers.
+
+    Raises:
+        UserError: a row that cannot be built, or that does not fit its inputs.
+    """
+
+    def __init__(self, cfg: dict[str, Any], ch: int = 3, nc: int | None = None, verbose: bool = True) -> None:
+        try:
+            super().__init__(cfg, ch=ch, nc=nc, verbose=verbose)
+        except RuntimeError as error:
+            raise self._locate(error, ch) or error from error
+
+    def _locate(self, error: RuntimeError, ch: int) -> UserError | None:
+        """Find the row whose forward pass fails, by running them one by one."""
+        if getattr(self, "model", None) is None:
+            return None
+        outputs: list[Any] = []
+        x: Any = torch.zeros(1, ch, 256, 256)
+        for layer in self.model:
+            if layer.f != -1:
+                x = outputs[layer.f] if isinstance(layer.f, int) else [x if j == -1 else outputs[j] for j in layer.f]
+            try:
+                y = layer(x)
+            except RuntimeError:
+                shapes = [tuple(t.shape[1:]) for t in (x if isinstance(x, list) else [x]) if isinstance(t, Tensor)]
+                where = f"{self.yaml.get('yaml_file', 'model YAML')}, row {layer.i} ({layer.type.rpartition('.')[2]})"
+                return UserError(f"{where}: its inputs (C, H, W) {shapes} do not fit together; mend 'from' or strides")
+            outputs.append(y)
+            x = y
+        return None
+
+    def info(
+        self, detailed: bool = False, verbose: bool = True, imgsz: int | list[int] = 640
+    ) -> tuple[int, int, int, float] | None:
+        """Log and return layers, parameters, gradients and GFLOPs at `imgsz` pixels; nothing unless `verbose`."""
+        if not verbose:
+            return None
+        if detailed:
+            super().info(detailed=True, imgsz=imgsz)
+        layers = sum(1 for m in self.modules() if not list(m.children()))
+        parameters, gradients = count_parameters(self), sum(p.numel() for p in self.parameters() if p.requires_grad)
+        gflops = count_gflops(self, imgsz if isinstance(imgsz, int) else (imgsz[0], imgsz[-1]), self.yaml["channels"])
+        name = f"{Path(self.yaml.get('yaml_file', 'model')).stem} {self.yaml.get('scale', '')}".strip()
+        fused = " (fused)" if self.is_fused() else ""
+        LOGGER.info(f"{name}{fused}: {layers} layers, {parameters:,} parameters, {gflops:.2f} GFLOPs at {imgsz} px")
+        return layers, parameters, gradients, gflops
+
+    def deploy(self) -> LatModel:
+        """Turn the training form into the inference form, in place; outputs stay equal to rounding.
+
+        Batch norms fold into their convolutions (a Hyper-Link's gates among them) and the head keeps one branch.
+        """
+        return self.fuse(verbose=False)

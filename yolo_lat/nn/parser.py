@@ -1,0 +1,225 @@
+"""Model YAMLs that mix Ultralytics' rows with ours.
+
+Ultralytics has no registry of modules: `ultralytics.nn.tasks.parse_model` knows its own rows and their channel rules by
+heart. So it goes on parsing them: every row of ours is handed to it as a placeholder of the right width, behind probes
+that report the widths of its inputs, and is replaced by the real module afterwards. A YAML without rows of ours goes to
+Ultralytics untouched.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from ultralytics.nn import tasks
+from ultralytics.nn.modules import Conv
+from ultralytics.utils import LOGGER
+from ultralytics.utils.ops import make_divisible
+
+from yolo_lat.errors import UserError, nearest
+from yolo_lat.nn.blocks import ELABlock, HyperLink
+from yolo_lat.nn.body import LocalBlock, PixelStem
+from yolo_lat.nn.cross_scale import CrossScaleELA
+from yolo_lat.nn.head import LatDetect
+
+
+@dataclass(frozen=True)
+class Row:
+    """How a module of ours is built from its YAML row.
+
+    Attributes:
+        module: called as module(c1, c2, *args), c1 a list of widths when `many`.
+        many: takes several feature maps: a list of rows, or one row that returns a list.
+        repeats: the row's repeat count, scaled by depth, follows c2.
+        levels: returns a list of maps, one for each input.
+        head: called as module(nc, reg_max, end2end, widths), as Ultralytics calls `Detect`.
+    """
+
+    module: Callable[..., nn.Module]
+    many: bool = False
+    repeats: bool = False
+    levels: bool = False
+    head: bool = False
+
+
+ROWS: dict[str, Row] = {
+    "PixelStem": Row(PixelStem),
+    "LocalBlock": Row(LocalBlock, repeats=True),
+    "ELABlock": Row(ELABlock, repeats=True),
+    "HyperLink": Row(HyperLink, many=True),
+    "CrossScaleELA": Row(CrossScaleELA, many=True, levels=True),
+    "LatDetect": Row(LatDetect, many=True, head=True),
+}
+
+_stock_parse_model = tasks.parse_model
+
+
+def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Sequential, list[int]]:
+    """Build the layers of a model YAML; a drop-in for `ultralytics.nn.tasks.parse_model`.
+
+    Args:
+        d: model YAML with `scale` set.
+        ch: input channels.
+        verbose: log a line for each row.
+
+    Returns:
+        The layers, and the sorted indices of those whose output a later row reads.
+
+    Raises:
+        UserError: an unknown row, or one that cannot be built; the message names file and row.
+    """
+    if not any(row[2] in ROWS for row in d["backbone"] + d["head"]):
+        return _stock_parse_model(d, ch, verbose)
+    return _Parser(d).build(ch, verbose)
+
+
+def install() -> None:
+    """Make Ultralytics build YAMLs with our rows too, so that its own commands take our checkpoints."""
+    tasks.parse_model = parse_model
+
+
+class _Parser:
+    def __init__(self, d: dict[str, Any]) -> None:
+        self.d = d
+        self.rows: list[list[Any]] = d["backbone"] + d["head"]
+        self.file = d.get("yaml_file", "model YAML")
+        scales = d.get("scales")
+        multiples: list[float] = (
+            scales[d["scale"]] if scales else [d.get("depth_multiple", 1.0), d.get("width_multiple", 1.0), float("inf")]
+        )
+        self.depth, self.width, self.max_channels = multiples
+
+    def error(self, i: int, problem: str) -> UserError:
+        row = self.rows[i]
+        name = row[2] if isinstance(row, list) and len(row) == 4 else row
+        return UserError(f"{self.file}, row {i} ({name}): {problem}")
+
+    def check(self) -> None:
+        """Refuse rows that nobody knows, before anything is built."""
+        for i, row in enumerate(self.rows):
+            if not (isinstance(row, list) and len(row) == 4 and isinstance(row[3], list)):
+                raise self.error(i, "a row is [from, repeats, module, [arguments]]; write it so")
+            sources, n, name = _as_list(row[0]), row[1], str(row[2])
+            if not all(isinstance(f, int) and (-i <= f < i or (i == 0 and f == -1)) for f in sources):
+                raise self.error(i, f"'from' is {row[0]}; it must name earlier rows by number, -1 the one before")
+            if not isinstance(n, int) or n < 1:
+                raise self.error(i, f"'repeats' is {n}; it must be a whole number of at least 1")
+            if name not in ROWS and not self._is_stock(name):
+                known = sorted([*ROWS, *(key for key, value in vars(tasks).items() if _is_module(value))])
+                raise self.error(i, f"unknown module '{name}'{nearest(name, known)}; ours are {', '.join(ROWS)}")
+
+    @staticmethod
+    def _is_stock(name: str) -> bool:
+        for prefix, package in {"nn.": "torch.nn", "torchvision.ops.": "torchvision.ops"}.items():
+            if name.startswith(prefix):
+                return hasattr(importlib.import_module(package), name.removeprefix(prefix))
+        return _is_module(getattr(tasks, name, None))
+
+    def build(self, ch: int, verbose: bool) -> tuple[nn.Sequential, list[int]]:
+        self.check()
+        self.expanded: list[list[Any]] = []  # what Ultralytics parses: probes, placeholders and its own rows
+        self.position: list[int] = []  # where row i of the YAML stands among them
+        probes: dict[int, list[int]] = {}
+        for i, (sources, n, name, args) in enumerate(self.rows):
+            if name not in ROWS:
+                self.expanded.append([self._remap(i, sources), n, name, copy.deepcopy(args)])
+            else:
+                targets = [self._remap(i, f, absolute=True) for f in _as_list(sources)]
+                probes[i] = list(range(len(self.expanded), len(self.expanded) + len(targets)))
+                self.expanded += [[target, 1, "nn.BatchNorm2d", []] for target in targets]
+                self.expanded.append([-1, 1, "Index", [self._placeholder_width(i), 0]])
+            self.position.append(len(self.expanded) - 1)
+
+        parsed = self._parse_stock(ch)
+        layers: list[Any] = []
+        levels: dict[int, int] = {}  # rows that return a list of maps, and how many
+        if verbose:
+            LOGGER.info(f"\n{'':>3}{'from':>20}{'n':>3}{'params':>10}  {'module':<45}{'arguments':<30}")
+        for i, (sources, n, name, args) in enumerate(self.rows):
+            module: Any = parsed[self.position[i]]  # Ultralytics keeps i, f, type and np on the module itself
+            if name in ROWS:
+                widths = [parsed[p].num_features for p in probes[i]]
+                if isinstance(sources, int):
+                    widths *= levels.get(i + sources if sources < 0 else sources, 1)
+                module = self._build_ours(i, widths)
+                if ROWS[name].levels:
+                    levels[i] = len(widths)
+                module.type = f"yolo_lat.nn.{name}"
+                module.np = sum(p.numel() for p in module.parameters())
+            module.i, module.f = i, sources
+            layers.append(module)
+            if verbose:
+                LOGGER.info(f"{i:>3}{sources!s:>20}{n:>3}{module.np:10.0f}  {module.type:<45}{args!s:<30}")
+        save = {f % i for i, row in enumerate(self.rows) for f in _as_list(row[0]) if f != -1}
+        return nn.Sequential(*layers), sorted(save)
+
+    def _remap(self, i: int, sources: Any, absolute: bool = False) -> Any:
+        """Translate the 'from' of row i into positions among the expanded rows."""
+        if isinstance(sources, list):
+            return [self._remap(i, f, absolute) for f in sources]
+        if sources == -1 and (i == 0 or not absolute):
+            return -1
+        return self.position[i + sources if sources < 0 else sources]
+
+    def _scaled(self, i: int) -> int:
+        """Return row i's output width, scaled as Ultralytics scales its own rows."""
+        args = self.rows[i][3]
+        if not args or not isinstance(args[0], int) or isinstance(args[0], bool) or args[0] < 1:
+            raise self.error(i, f"the first argument is the output width, a whole number above 0, not {args[:1]}")
+        return make_divisible(min(args[0], self.max_channels) * self.width, 8)
+
+    def _placeholder_width(self, i: int) -> int:
+        return 1 if ROWS[self.rows[i][2]].head else self._scaled(i)
+
+    def _parse_stock(self, ch: int) -> list[Any]:
+        def parse(rows: list[list[Any]]) -> nn.Sequential:
+            return _stock_parse_model({**self.d, "backbone": copy.deepcopy(rows), "head": []}, ch, verbose=False)[0]
+
+        try:
+            return list(parse(self.expanded))
+        except Exception as error:
+            for i, end in enumerate(self.position):  # find the row, which the exception does not name
+                try:
+                    parse(self.expanded[: end + 1])
+                except Exception as cause:
+                    raise self.error(
+                        i, f"cannot be built with {self.rows[i][3]} ({cause}); mend its arguments"
+                    ) from error
+            raise
+
+    def _build_ours(self, i: int, widths: list[int]) -> nn.Module:
+        _, n, name, args = self.rows[i]
+        row = ROWS[name]
+        if not row.many and len(widths) != 1:
+            raise self.error(i, f"takes one feature map, not {len(widths)}; join them with HyperLink or Concat first")
+        activation = Conv.default_act
+        if self.d.get("activation"):
+            Conv.default_act = tasks._SafeLoad.activation(self.d["activation"])
+        try:
+            if row.head:
+                nc = self.d["nc"] if args[:1] == ["nc"] else args[0]
+                return row.module(nc, self.d.get("reg_max", 16), bool(self.d.get("end2end")), tuple(widths))
+            repeats = [max(round(n * self.depth), 1) if n > 1 else n] if row.repeats else []
+            if not row.repeats and n != 1:
+                raise ValueError(f"cannot be repeated {n} times; set repeats to 1")
+            return row.module(widths if row.many else widths[0], self._scaled(i), *repeats, *args[1:])
+        except (TypeError, ValueError) as error:
+            raise self.error(i, f"cannot be built with {args}: {error}") from error
+        finally:
+            Conv.default_act = activation
+
+
+def _as_list(sources: Any) -> list[Any]:
+    return sources if isinstance(sources, list) else [sources]
+
+
+def _is_module(value: Any) -> bool:
+    return isinstance(value, type) and issubclass(value, torch.nn.Module) and not issubclass(value, tasks.BaseModel)
+
+
+install()

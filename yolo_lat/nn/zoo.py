@@ -1,0 +1,96 @@
+"""Model names: which YAML and which scale `yolo-lat-n` stands for."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ultralytics.nn.tasks import guess_model_scale
+from ultralytics.utils import DEFAULT_CFG_PATH
+
+from yolo_lat.errors import UserError, nearest
+from yolo_lat.resources import resource
+
+ULTRALYTICS_CFG = DEFAULT_CFG_PATH.parent
+
+
+def model_names() -> list[str]:
+    """Return the names of all shipped models, family by family, each as `<family>-<scale>`."""
+    names = []
+    for file in sorted(resource("cfg/models").glob("*.yaml"), key=lambda f: (len(f.stem), f.stem)):
+        names += [f"{file.stem}-{scale}" for scale in _read(file).get("scales", {})]
+    return names
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        problem = getattr(error, "problem", None) or "not a text file"
+        raise UserError(f"{file}{line}: not valid YAML ({problem}); mend the file") from error
+    if not isinstance(content, dict) or not {"backbone", "head", "nc"} <= content.keys():
+        raise UserError(f"{file}: not a model YAML; it needs the keys nc, backbone and head")
+    return content
+
+
+def _split(name: str) -> tuple[str, str] | None:
+    """Split `yolo-lat-n` or `yolo-lat-v8n` into the stem of a shipped YAML and a scale letter."""
+    match = re.fullmatch(r"(.+?)-?([a-z])", name)
+    if match and resource(f"cfg/models/{match[1]}.yaml").is_file():
+        return match[1], match[2]
+    return None
+
+
+def _ultralytics_yaml(stem: str) -> Path | None:
+    """Find the YAML that Ultralytics ships for a name such as yolov8n, whose scale letter its file names leave out."""
+    unified = re.sub(r"(\d+)[nslmx]$", r"\1", stem)
+    return next((ULTRALYTICS_CFG / "models").rglob(f"{unified}.yaml"), None)
+
+
+def is_ours(name: str) -> bool:
+    """Whether `name`, with or without .yaml, is a shipped model or family."""
+    stem = name.removesuffix(".yaml")
+    return resource(f"cfg/models/{stem}.yaml").is_file() or _split(stem) is not None
+
+
+def load_model_yaml(model: str | Path, scale: str | None = None) -> dict[str, Any]:
+    """Read a model YAML and settle its scale.
+
+    Args:
+        model: a path to a YAML, the name of a shipped model such as `yolo-lat-n` or `yolo-lat-n.yaml`, or one of
+            Ultralytics' own YAMLs such as `yolov8n.yaml`.
+        scale: a letter of the YAML's `scales`; needed where the name does not say it, unless the YAML has one scale.
+
+    Returns:
+        The YAML's content with `scale` and `yaml_file` set, as `ultralytics.nn.tasks.DetectionModel` takes it.
+
+    Raises:
+        UserError: no such model, broken YAML, or a scale that it does not have.
+    """
+    file = Path(model)
+    if not file.is_file():
+        stem = str(model).removesuffix(".yaml")
+        found = _split(stem)
+        if resource(f"cfg/models/{stem}.yaml").is_file():
+            file = resource(f"cfg/models/{stem}.yaml")
+        elif found:
+            file, named = resource(f"cfg/models/{found[0]}.yaml"), found[1]
+            if scale not in (None, named):
+                raise UserError(f"model={model} already names scale '{named}', but scale={scale} was given; drop one")
+            scale = named
+        elif file.suffix == ".yaml" and (stock := _ultralytics_yaml(stem)):
+            file, scale = stock, scale or guess_model_scale(stem)
+        else:
+            names = model_names()
+            raise UserError(f"no model '{model}'{nearest(stem, names)}; known models: {', '.join(names)}")
+    content = _read(file)
+    scales = content.get("scales") or {}
+    scale = scale or content.get("scale") or (next(iter(scales)) if len(scales) == 1 else None)
+    if scales and scale not in scales:
+        problem = f"has no scale '{scale}'" if scale else "needs a scale"
+        raise UserError(f"{file.name} {problem}; give scale= one of {', '.join(scales)}")
+    return {**content, "scale": scale or "", "yaml_file": str(file)}
