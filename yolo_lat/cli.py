@@ -200,7 +200,7 @@ def _recipe(path: Path) -> dict[str, Any]:
     import yaml
 
     if not path.is_file():
-        return {}  # the engine looks for it among the recipes it ships
+        return {}  # one of those that Ultralytics ships, or its error
     try:
         recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -148,7 +148,9 @@ class TestObject:
             perimeter = sum(cv2.arcLength(points.astype(np.float32), True) for points in contours)
             assert box.area == pytest.approx(outer - sum(holes), abs=3 + 0.3 * perimeter)  # a fine pixel around it
             x1, y1, x2, y2 = box.xyxy
-            assert (x2 - x1, y2 - y1) == pytest.approx(np.concatenate(contours).max(0), abs=0.75)
+            excess = np.array([x2 - x1, y2 - y1]) - np.concatenate(contours).max(0)
+            assert excess.min() > -0.02
+            assert excess.max() < 0.55
 
     def test_sides_are_spread_evenly_over_the_octaves(self):
         rng = np.random.default_rng(0)
@@ -158,16 +160,14 @@ class TestObject:
         assert 0.035 < sides.min() < 0.05
         assert 0.5 < sides.max() <= 0.61
         per_octave = np.histogram(sides, bins=[0.035, 0.08, 0.16, 0.32, 0.64])[0] / len(sides)
-        assert min(per_octave) > 0.15  # evenly in pixels would be 0.07 in the first
+        assert min(per_octave) > 0.1
+        assert per_octave[0] > 0.25  # were they even in pixels, a tenth
 
-    def test_a_ring_is_open(self):
-        for cutout in (
-            shapes._cut_out(np.random.default_rng(seed), CLASSES.index("ring"), 256, 256) for seed in range(9)
-        ):
-            x1, y1, x2, y2 = cutout.box.xyxy
-            if 0 < x1 and x2 < 256 and 0 < y1 and y2 < 256:
-                middle = cutout.body[int((y1 + y2) / 2) - cutout.top, int((x1 + x2) / 2) - cutout.left]
-                assert middle == 0
+    def test_a_ring_is_open(self, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr(shapes, "MAX_CUT", 0.0)
+        for seed in range(9):
+            body = shapes._cut_out(np.random.default_rng(seed), CLASSES.index("ring"), 256, 256).body
+            assert body[body.shape[0] // 2, body.shape[1] // 2] == 0
 
 
 class TestOcclusion:

@@ -94,14 +94,23 @@ def test_detections_equal_those_of_torch(models, kind):
     assert detector.imgsz == (SIZE, SIZE)
 
 
-def test_dynamic_model_takes_another_size(models):
-    detector = OnnxDetector(models["dynamic"][0], imgsz=(256, 384))
-    found = detector(PHOTOS[1])
-    network_input = []
+def test_dynamic_model_takes_another_size_and_a_list_as_one_batch(models, monkeypatch):
+    detector, shapes = OnnxDetector(models["dynamic"][0], imgsz=(256, 384)), []
     run = detector._session.run
-    detector._session = type("Spy", (), {"run": lambda self, _, feed: network_input.append(feed) or run(None, feed)})()
-    assert_close(detector(PHOTOS[1]), found)
-    assert network_input[0]["images"].shape == (1, 3, 256, 384)
+
+    def recording_run(outputs, inputs):
+        shapes.append(inputs["images"].shape)
+        return run(outputs, inputs)
+
+    monkeypatch.setattr(detector._session, "run", recording_run)
+    for found, photo in zip(detector(PHOTOS), PHOTOS, strict=True):
+        assert_close(detector(photo), found)
+    assert shapes == [(2, 3, 256, 384), (1, 3, 256, 384), (1, 3, 256, 384)]
+
+
+def test_threads_bounds_the_cpu_threads(models):
+    session = OnnxDetector(models["static"][0], threads=1)._session
+    assert session.get_session_options().intra_op_num_threads == 1
 
 
 def test_conf_iou_and_max_det_are_applied(models):
@@ -325,8 +334,8 @@ def test_cuda_is_refused_rather_than_replaced(tmp_path, monkeypatch):
         OnnxDetector(path, device="cuda:0")
 
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(ort, "preload_dlls", lambda: None)
     opened, open_session = [], ort.InferenceSession
+    monkeypatch.setattr(ort, "preload_dlls", lambda: opened.append("CUDA libraries"), raising=False)
 
     def without_cuda(model, options, providers, enable_fallback):
         opened.append((providers, enable_fallback))
@@ -339,11 +348,12 @@ def test_cuda_is_refused_rather_than_replaced(tmp_path, monkeypatch):
         providers, enable_fallback = opened.pop()
         assert providers[0] == ("CUDAExecutionProvider", {"device_id": device_id})
         assert not enable_fallback
+        assert opened.pop() == "CUDA libraries"
 
 
 def detections(**changes) -> Detections:
     fields = {
-        "boxes_xyxy": np.array([[20, 0, 90, 60], [30, 70, 60, 95]], np.float32),
+        "boxes_xyxy": np.array([[20, 0, 90, 60], [150, 85, 158, 110]], np.float32),
         "scores": np.array([0.9, 0.5], np.float32),
         "class_ids": np.array([0, 1]),
         "names": {0: "cat"},
@@ -373,11 +383,24 @@ def test_draw_marks_boxes_and_leaves_the_image_alone():
     canvas = detections().draw(image)
     assert not image.any()
     assert canvas.shape == image.shape
-    first, second = canvas[58, 90], canvas[90, 30]
-    assert first.any()
-    assert second.any()
-    assert (first != second).any()
     assert not canvas[50, 50].any()  # within a box, away from its label
-    assert canvas[1, 40].any()  # the label of a box at the top edge stays in the image
+    assert canvas[1, 40].any()  # the label of a box at the top edge stays in the image,
+    assert canvas[80, 140].any()  # and so does that of a box at the right edge
+    alone = [row(0).draw(image), row(1).draw(image)]
+    np.testing.assert_array_equal(canvas, np.maximum(*alone))
+    assert (alone[0][60, 90] != alone[1][110, 158]).any()
     with pytest.raises(UserError, match="image is None"):
         detections().draw(None)
+
+
+def row(index: int) -> Detections:
+    whole = detections()
+    parts = (values[index : index + 1] for values in (whole.boxes_xyxy, whole.scores, whole.class_ids))
+    return Detections(*parts, whole.names)
+
+
+def test_draw_puts_the_best_box_on_top_of_any_memory_layout():
+    image = np.zeros((120, 160, 3), np.uint8)
+    same_place = detections(boxes_xyxy=detections().boxes_xyxy[[0, 0]])
+    np.testing.assert_array_equal(same_place.draw(image)[60, 90], row(0).draw(image)[60, 90])
+    np.testing.assert_array_equal(detections().draw(image[:, ::-1]), detections().draw(image))

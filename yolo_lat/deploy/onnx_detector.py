@@ -61,7 +61,7 @@ class Detections:
     def draw(self, image_bgr: np.ndarray) -> np.ndarray:
         """Return a copy of the (H, W, 3) uint8 BGR image with every box, its class name and its score."""
         check_image(image_bgr)
-        canvas = np.ascontiguousarray(image_bgr).copy()
+        canvas = image_bgr.copy()
         line = max(round(max(canvas.shape) / 400), 1)
         font, font_scale, font_line = cv2.FONT_HERSHEY_SIMPLEX, 0.3 * line, max(line // 2, 1)
         # Worst first, so that the best stay on top.
@@ -84,8 +84,9 @@ class Detections:
 class OnnxDetector:
     """Run a detection model that was exported to ONNX by YOLO-LAT or Ultralytics; safe to call from several threads.
 
-    A model of fixed input size gets square-letterboxed images of that size; one of dynamic size gets `imgsz`.
-    Class names, stride and layout come from the metadata in the file; without names, classes are called "0", "1", ...
+    Images are letterboxed to the model's fixed input size, or to `imgsz` where its size is dynamic. Class names and
+    stride come from the metadata in the file; without names, classes are called "0", "1", ... (`names` stays empty
+    for a model that needs no NMS, whose output does not tell the number of classes).
 
     Args:
         path: The `.onnx` file.
@@ -152,9 +153,8 @@ class OnnxDetector:
         """Run one batch, no larger than the model takes."""
         boxed = [letterbox(image, self.imgsz) for image in images]
         frames = [result.image for result in boxed]
-        frames += frames[:1] * (
-            (self._batch or 0) - len(frames)
-        )  # fill up a fixed batch; zip drops its surplus results
+        # A fixed batch is filled up with copies of the first image; zip drops their results.
+        frames += frames[:1] * ((self._batch or 0) - len(frames))
         output = self._run(to_input(frames))[0]
         if self._nms_free:
             rows = from_nms_free_output(output, self.conf, self.max_det)

@@ -139,6 +139,7 @@ def exact_linear_attention(
     Raises:
         ValueError: shapes that do not belong together.
     """
+    state = ela_state(k, v, kernel, mask)
     if q.dim() != 4 or q.shape[:2] != k.shape[:2] or q.shape[-1] != k.shape[-1]:
         raise ValueError(f"q must be (B, H, Lq, D) with k's B, H and D, got {tuple(q.shape)} for k {tuple(k.shape)}")
-    return ela_state(k, v, kernel, mask).query(q)
+    return state.query(q)

@@ -73,7 +73,7 @@ def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Se
     Raises:
         UserError: an unknown row, or one that cannot be built; the message names file and row.
     """
-    if not any(row[2] in ROWS for row in d["backbone"] + d["head"]):
+    if all(_is_stock(row[2]) for row in d["backbone"] + d["head"] if isinstance(row, list) and len(row) == 4):
         return _stock_parse_model(d, ch, verbose)
     return _Parser(d).build(ch, verbose)
 
@@ -90,7 +90,9 @@ class _Parser:
         self.file = d.get("yaml_file", "model YAML")
         scales = d.get("scales")
         multiples: list[float] = (
-            scales[d["scale"]] if scales else [d.get("depth_multiple", 1.0), d.get("width_multiple", 1.0), float("inf")]
+            scales[d.get("scale") or next(iter(scales))]
+            if scales
+            else [d.get("depth_multiple", 1.0), d.get("width_multiple", 1.0), float("inf")]
         )
         self.depth, self.width, self.max_channels = multiples
 
@@ -109,16 +111,9 @@ class _Parser:
                 raise self.error(i, f"'from' is {row[0]}; it must name earlier rows by number, -1 the one before")
             if not isinstance(n, int) or n < 1:
                 raise self.error(i, f"'repeats' is {n}; it must be a whole number of at least 1")
-            if name not in ROWS and not self._is_stock(name):
+            if name not in ROWS and not _is_stock(name):
                 known = sorted([*ROWS, *(key for key, value in vars(tasks).items() if _is_module(value))])
                 raise self.error(i, f"unknown module '{name}'{nearest(name, known)}; ours are {', '.join(ROWS)}")
-
-    @staticmethod
-    def _is_stock(name: str) -> bool:
-        for prefix, package in {"nn.": "torch.nn", "torchvision.ops.": "torchvision.ops"}.items():
-            if name.startswith(prefix):
-                return hasattr(importlib.import_module(package), name.removeprefix(prefix))
-        return _is_module(getattr(tasks, name, None))
 
     def build(self, ch: int, verbose: bool) -> tuple[nn.Sequential, list[int]]:
         self.check()
@@ -216,6 +211,14 @@ class _Parser:
 
 def _as_list(sources: Any) -> list[Any]:
     return sources if isinstance(sources, list) else [sources]
+
+
+def _is_stock(name: Any) -> bool:
+    """Whether Ultralytics itself knows a row of that name."""
+    for prefix, package in {"nn.": "torch.nn", "torchvision.ops.": "torchvision.ops"}.items():
+        if str(name).startswith(prefix):
+            return hasattr(importlib.import_module(package), name.removeprefix(prefix))
+    return _is_module(getattr(tasks, str(name), None))
 
 
 def _is_module(value: Any) -> bool:

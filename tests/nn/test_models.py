@@ -1,0 +1,251 @@
+"""Every model YAML at every scale, and the parser beside Ultralytics' own."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from ultralytics.nn import tasks
+from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_PATH
+
+from yolo_lat.errors import UserError
+from yolo_lat.nn import LatModel, load_model_yaml, model_names
+from yolo_lat.nn.complexity import count_gflops, count_parameters
+from yolo_lat.nn.parser import _stock_parse_model, parse_model
+from yolo_lat.resources import resource
+
+LARGE = ("-m", "-l", "-x")
+
+
+def images(n: int = 2, size: int = 64) -> torch.Tensor:
+    return torch.rand(n, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def names(large: bool) -> list[str]:
+    return [name for name in model_names() if name.endswith(LARGE) == large]
+
+
+def exercise(name: str) -> None:
+    """Build, train a step, and compare the deployed form."""
+    torch.manual_seed(0)
+    model = LatModel(load_model_yaml(name), nc=4, verbose=False)
+    model.args = copy.copy(DEFAULT_CFG)
+    batch = {
+        "img": images(),
+        "batch_idx": torch.tensor([0.0, 1.0]),
+        "cls": torch.tensor([[1.0], [3.0]]),
+        "bboxes": torch.tensor([[0.5, 0.5, 0.4, 0.6], [0.3, 0.6, 0.2, 0.2]]),
+    }
+    loss, items = model(batch)
+    loss.sum().backward()
+    assert all(torch.isfinite(value) for value in items.values())
+    unused = [n for n, p in model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    assert not [n for n in unused if not n.endswith("dfl.conv.weight")]
+    model.eval()
+    with torch.no_grad():
+        y = model(images())[0]
+        deployed = copy.deepcopy(model).deploy()(images())[0]
+    torch.testing.assert_close(deployed, y, rtol=1e-3, atol=1e-3)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in copy.deepcopy(model).deploy().modules())
+
+
+@pytest.mark.parametrize("name", names(large=False))
+def test_model_trains_a_step_and_deploys(name: str) -> None:
+    exercise(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", names(large=True))
+def test_large_model_trains_a_step_and_deploys(name: str) -> None:
+    exercise(name)
+
+
+def test_p_keeps_to_the_papers_size() -> None:
+    assert count_parameters(LatModel(load_model_yaml("yolo-lat-p"), verbose=False)) <= 317_000
+
+
+@pytest.mark.parametrize(("ours", "stock"), [("v8", "yolov8"), ("12", "yolo12"), ("26", "yolo26")])
+@pytest.mark.parametrize("scale", ["n", "s"])
+def test_neck_swap_keeps_backbone_and_head(ours: str, stock: str, scale: str) -> None:
+    swapped = LatModel(load_model_yaml(f"yolo-lat-{ours}-{scale}"), verbose=False)
+    origin = tasks.DetectionModel(f"{stock}{scale}.yaml", verbose=False)
+    assert swapped.yaml["scales"] == origin.yaml["scales"]
+    assert swapped.yaml["backbone"] == origin.yaml["backbone"]
+    depth = len(origin.yaml["backbone"])
+    shape = lambda module: {k: v.shape for k, v in module.state_dict().items()}  # noqa: E731
+    assert shape(swapped.model[:depth]) == shape(origin.model[:depth])
+    assert shape(swapped.model[-1]) == shape(origin.model[-1])
+    used = {m.type.rpartition(".")[2] for m in swapped.model[depth:-1]}
+    assert used == {"HyperLink", "ELABlock", "Conv"}
+    assert count_parameters(swapped) < count_parameters(origin)
+
+
+def test_second_yolo12_variant_has_no_softmax_attention() -> None:
+    kinds = {type(m).__name__ for m in LatModel(load_model_yaml("yolo-lat-12-ela-n"), verbose=False).modules()}
+    assert "AAttn" not in kinds
+    assert "AAttn" in {type(m).__name__ for m in LatModel(load_model_yaml("yolo-lat-12-n"), verbose=False).modules()}
+
+
+STOCK = (
+    "yolov8n",
+    "yolov8n-p2",
+    "yolov5s",
+    "yolov9c",
+    "yolov10n",
+    "yolo11n",
+    "yolo12n",
+    "yolo12l",
+    "yolo26n",
+    "yolo26m",
+)
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_stock_yaml_parses_identically(name: str) -> None:
+    """With the package installed in Ultralytics, a stock YAML gives the same layers and the same initial weights."""
+    content = tasks.yaml_model_load(f"{name}.yaml")
+    torch.manual_seed(0)
+    ours, our_save = tasks.parse_model(copy.deepcopy(content), 3, verbose=False)
+    torch.manual_seed(0)
+    stock, stock_save = _stock_parse_model(copy.deepcopy(content), 3, verbose=False)
+    assert tasks.parse_model is parse_model
+    assert our_save == stock_save
+    assert [(m.i, m.f, m.type, m.np) for m in ours] == [(m.i, m.f, m.type, m.np) for m in stock]
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), stock.state_dict().values(), strict=True))
+
+
+def test_stock_rows_inside_our_yaml_are_built_as_in_a_stock_yaml() -> None:
+    """A stock YAML with one row of ours at the end of its backbone leaves all other rows as they were."""
+    for name in ("yolo11n", "yolo26n", "yolov8s"):
+        content = tasks.yaml_model_load(f"{name}.yaml")
+        mixed = copy.deepcopy(content)
+        at = len(mixed["backbone"]) - 1
+        mixed["backbone"][at] = [-1, 1, "ELABlock", [mixed["backbone"][at][3][0]]]
+        stock, stock_save = _stock_parse_model(content, 3, verbose=False)
+        ours, our_save = parse_model(mixed, 3, verbose=False)
+        assert our_save == stock_save
+        for i, (a, b) in enumerate(zip(ours, stock, strict=True)):
+            if i != at:
+                assert (a.i, a.f, a.type, a.np, str(a)) == (b.i, b.f, b.type, b.np, str(b))
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        "model", ["yolo-lat-n", "yolo-lat-n.yaml", "yolo-latn", str(resource("cfg/models/yolo-lat.yaml"))]
+    )
+    def test_all_spellings_give_the_same_model(self, model: str) -> None:
+        content = load_model_yaml(model, "n" if Path(model).is_absolute() else None)
+        assert (content["scale"], Path(content["yaml_file"]).name) == ("n", "yolo-lat.yaml")
+
+    def test_neck_swaps(self) -> None:
+        assert load_model_yaml("yolo-lat-v8s")["scale"] == load_model_yaml("yolo-lat-v8-s")["scale"] == "s"
+        assert load_model_yaml("yolo-lat-12-ela-n")["backbone"][6][2] == "ELABlock"
+
+    def test_stock_names(self) -> None:
+        assert load_model_yaml("yolov8s.yaml")["scale"] == "s"
+        assert load_model_yaml("yolo26n.yaml")["end2end"] is True
+
+    @pytest.mark.parametrize(
+        ("model", "scale", "message"),
+        [
+            ("yolo-lat-q", None, "has no scale 'q'; give scale= one of p, n, s, m, l, x"),
+            ("yolov8", None, "no model 'yolov8'.*; known models: yolo-lat-p, yolo-lat-n, "),
+            ("yolo-last-n", None, r"did you mean 'yolo-lat-n'\?"),
+            ("yolo-lat", None, "needs a scale; give scale= one of p, n, s, m, l, x"),
+            ("yolo-lat", "q", "has no scale 'q'"),
+            ("yolo-lat-n", "s", "already names scale 'n'"),
+            ("missing.yaml", None, "no model 'missing.yaml'"),
+        ],
+    )
+    def test_wrong_names_list_the_right_ones(self, model: str, scale: str | None, message: str) -> None:
+        with pytest.raises(UserError, match=message):
+            load_model_yaml(model, scale)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("nc: [", "line 1: not valid YAML"),
+            ("- 1", "not a model YAML"),
+            ("nc: 80\nbackbone: []", "not a model YAML"),
+            ("\x00\x01", "not valid YAML"),
+        ],
+    )
+    def test_broken_files(self, tmp_path: Path, text: str, message: str) -> None:
+        file = tmp_path / "model.yaml"
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            load_model_yaml(file)
+
+
+def edited(row: int, value: list, part: str = "head") -> dict:
+    content = load_model_yaml("yolo-lat-p")
+    content = copy.deepcopy(content)
+    content[part][row] = value
+    return content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (edited(1, [[5, -1], 1, "HyperLinc", [256]]), r"row 9 \(HyperLinc\): unknown module 'HyperLinc'; did you mean"),
+        (edited(1, [[5, -1], 1, "HyperLink", [-8, [1, 2]]]), r"row 9 \(HyperLink\): the first argument is the output"),
+        (edited(1, [[5, -1], 1, "HyperLink", ["wide"]]), "the first argument is the output width"),
+        (edited(1, [[5, 40], 1, "HyperLink", [256]]), "must name earlier rows"),
+        (edited(1, [[5, -1], 0, "HyperLink", [256]]), "'repeats' is 0"),
+        (edited(1, [[5, -1], 3, "HyperLink", [256, [1, 2]]]), "cannot be repeated 3 times"),
+        (edited(1, [[5, -1], 1, "HyperLink", [256]]), r"row 9 \(HyperLink\): its inputs .* do not fit together"),
+        (edited(3, [[10, 9, 8], 1, "CrossScaleELA", [256, 5]]), "heads=5 does not divide the width 64"),
+        (edited(3, [[10, 9, 8], 1, "CrossScaleELA", [256, 4, 8, [7]]]), "must name levels"),
+        (edited(3, [[10, 9, 8], 1, "CrossScaleELA", [256, 4, 8, None, "Softmax"]]), "unknown kernel 'Softmax'"),
+        (edited(3, [[10, 9, 8], 1, "ELABlock", [256]]), "takes one feature map, not 3"),
+        (edited(1, [-1, "HyperLink"]), r"a row is \[from, repeats, module"),
+        (edited(2, [-1, 1, "Conv", ["a"]], "backbone"), r"row 2 \(Conv\): cannot be built"),
+        (edited(3, [-1, 2, "LocalBlock", [256, 4, 2, 9, 9]], "backbone"), r"row 3 \(LocalBlock\): cannot be built"),
+    ],
+)
+def test_bad_rows_are_named(content: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        LatModel(content, verbose=False)
+
+
+def test_unknown_row_in_an_otherwise_stock_yaml() -> None:
+    content = tasks.yaml_model_load("yolov8n.yaml")
+    content["backbone"][2][2] = "C2ff"
+    with pytest.raises(UserError, match="unknown module 'C2ff'; did you mean 'C2f'"):
+        LatModel(content, verbose=False)
+
+
+def test_gflops_count_what_runs() -> None:
+    """A 3x3 convolution at stride 1 costs 2·9·c1·c2 operations a position."""
+    content = {"nc": 1, "backbone": [[-1, 1, "Conv", [16, 3, 2]]], "head": [[[0], 1, "Detect", ["nc"]]]}
+    model = tasks.DetectionModel(content, verbose=False).eval()
+    stem = 2 * 9 * 3 * 16 * 32 * 32
+    rest = sum(
+        2 * m.weight.numel() * 32 * 32
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.Conv2d) and n[6] != "0"
+    )
+    rest -= 2 * 16 * 32 * 32  # the DFL convolution runs on 4 rows of 16 bins instead
+    assert count_gflops(model, 64) == pytest.approx((stem + rest + 2 * 16 * 4 * 32 * 32) / 1e9)
+    bigger = LatModel(load_model_yaml("yolo-lat-p"), verbose=False)
+    assert count_gflops(bigger, 640) == pytest.approx(4 * count_gflops(bigger, 320), rel=1e-3)
+
+
+def test_yaml_files_name_their_scales_like_their_origin() -> None:
+    for stem, origin in {"v8": "v8/yolov8", "12": "12/yolo12", "26": "26/yolo26"}.items():
+        ours = yaml.safe_load(resource(f"cfg/models/yolo-lat-{stem}.yaml").read_text())
+        stock = yaml.safe_load((DEFAULT_CFG_PATH.parent / f"models/{origin}.yaml").read_text())
+        assert ours["scales"] == stock["scales"]
+        assert ours.get("reg_max") == stock.get("reg_max")
+        assert ours.get("end2end") == stock.get("end2end")
+
+
+def test_info_reports_layers_parameters_and_gflops() -> None:
+    model = LatModel(load_model_yaml("yolo-lat-p"), verbose=False)
+    _, parameters, gradients, gflops = model.info(imgsz=320)
+    assert parameters == gradients == count_parameters(model)
+    assert gflops == count_gflops(model, 320)
+    assert model.info(verbose=False) is None
