@@ -6,6 +6,7 @@ the border. Everything follows from the seed, so two machines with the same libr
 
 from __future__ import annotations
 
+import colorsys
 import itertools
 import json
 import math
@@ -30,13 +31,14 @@ SPLITS = ("train", "val")
 MIN_IMAGE_SIZE = 32
 EMPTY_SHARE = 0.02  # of the images, without any object
 MAX_OBJECTS = 10
-SIDE_RANGE = (0.04, 0.6)  # longer side of an object's box over the longer side of the image
+SIDE_RANGE = (0.08, 0.6)  # longer side of an object's box over the longer side of the image
 MIN_SIDE = 8.0  # px; below it the classes cannot be told apart
 MAX_CUT = 0.3  # of an object's width or height, beyond the border
+FAVOURED_HUE = 0.8  # of the objects have the hue of their class, as ripe tomatoes have; the rest have any colour
 MIN_VISIBLE = 0.25  # of an object's pixels inside the image; an object more hidden than that is left out
 SUPERSAMPLE = 4
 FIXED_POINT_BITS = 4  # fractional bits of the coordinates given to OpenCV
-FORMAT = 1  # raise it when the drawing changes, so that sets made before are made anew
+FORMAT = 2  # raise it when the drawing changes, so that sets made before are made anew
 
 DATA_YAML = """\
 # Synthetic shapes, made by yolo_lat.data.shapes; the paths are relative to this file, the names come from the JSON.
@@ -270,6 +272,13 @@ def _colour(rng: np.random.Generator) -> np.ndarray:
     return (grey + (vivid - grey) * saturation).astype(np.float32)
 
 
+def _class_colour(rng: np.random.Generator, class_id: int) -> np.ndarray:
+    """A BGR colour `(3,)` float32 near the hue of a class."""
+    hue = class_id / len(CLASSES) + rng.normal(0, 0.03)
+    red_green_blue = colorsys.hsv_to_rgb(hue % 1, rng.uniform(0.45, 1), rng.uniform(0.45, 1))
+    return np.array(red_green_blue[::-1], np.float32) * 255
+
+
 def _background(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """A texture under uneven light, `(H, W, 3)` float32, with clutter that is no object: lines, arcs and scribbles."""
     image = _texture(rng, _colour(rng), 70, height, width)
@@ -290,8 +299,10 @@ def _paint(rng: np.random.Generator, image: np.ndarray, cutout: _Cutout) -> None
     """Colour and shade an object and lay it over `image` `(H, W, 3)` float32, in place."""
     under = image[cutout.region]
     behind = cv2.mean(under)[:3]
-    # The most striking of three colours: most objects stand out, some are camouflaged.
-    colour = max((_colour(rng) for _ in range(3)), key=lambda candidate: float(np.abs(candidate - behind).sum()))
+    if rng.random() < FAVOURED_HUE:
+        colour = _class_colour(rng, cutout.box.class_id)
+    else:  # the most striking of three: most such objects stand out, some are camouflaged
+        colour = max((_colour(rng) for _ in range(3)), key=lambda candidate: float(np.abs(candidate - behind).sum()))
     height, width = cutout.body.shape
     fill = _texture(rng, colour, rng.choice([0, 25, 80]), height, width)
     fill += (_colour(rng) - fill) * cutout.outline[..., None]
