@@ -441,18 +441,6 @@ def test_val_writes_nothing_unless_asked(cli, engine, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_info_table_compares_every_scale(cli, engine):
-    result = cli("info table imgsz=320")
-    header, *rows = result.out.splitlines()
-    assert header.split() == ["scale", "layers", "parameters", "GFLOPs"]
-    assert [row.split() for row in rows] == [[scale, "10", "317,000", "1.2"] for scale in "pnsmlx"]
-    assert [call["scale"] for name, call in engine.calls if name == "YOLOLAT"] == list("pnsmlx")
-    assert {call["model"] for name, call in engine.calls if name == "YOLOLAT"} == {"yolo-lat.yaml"}
-    assert all(call == {"imgsz": 320} for name, call in engine.calls if name == "info")
-    cli("info table model=other.yaml")
-    assert engine.calls[-2] == ("YOLOLAT", {"model": "other.yaml", "scale": "x"})
-
-
 def test_quickstart_has_defaults(cli, engine):
     assert cli("quickstart").status == cli("quickstart directory=42 epochs=2 seed=3").status == 0
     defaults, given = engine.calls
@@ -490,7 +478,7 @@ def test_missing_keys_are_named_with_an_example(refused, engine, command, key):
     [
         ("train model=a.yaml data=coco scale=q", "scale=q is no model scale; use one of p, n, s, m, l, x or a number"),
         ("info model=a.yaml scale=0.5", "scale=0.5 is no model scale; use one of p, n, s, m, l, x"),
-        ("info table scale=n", "table compares every scale; leave scale= out"),
+        ("info table scale=n", "table shows every model; leave scale= out"),
         ("train model=a.pt data=coco epochs=abc", "'epochs=abc' is of invalid type str."),
         ("train model=a.pt data=coco lr0=3", "'lr0=3' is an invalid value."),
         ("train model=a.pt data=coco scale=3", "'scale=3' is an invalid value."),

@@ -274,15 +274,13 @@ def _info(options: dict[str, Any]) -> None:
         _require("info", options, "model")
         _load_model("info", options).info(**options)
         return
-    if options.get("scale") is not None:
-        raise UserError("table compares every scale; leave scale= out")
-    options.setdefault("model", "yolo-lat.yaml")
-    rows = []
-    for scale in SCALES:
-        scaled = options | {"scale": scale}
-        layers, parameters, _, gflops = _load_model("info", scaled).info(**scaled)
-        rows.append(f"{scale:<6}{layers:>8}{parameters:>12,}{gflops:>8.1f}")
-    print(f"{'scale':<6}{'layers':>8}{'parameters':>12}{'GFLOPs':>8}", *rows, sep="\n")
+    if other := sorted(options.keys() - {"imgsz"}):
+        raise UserError(f"table shows every model; leave {other[0]}= out")
+    from rich.console import Console
+
+    from yolo_lat.engine.table import size_table
+
+    Console().print(size_table(**options))
 
 
 def _quickstart(options: dict[str, Any]) -> None:

@@ -202,7 +202,7 @@ MODES = {
                 _SCALE,
                 Key("imgsz", "640", "image size in pixels that GFLOPs are counted at"),
                 Key("detailed", "False", "list every layer"),
-                Key("table", "False", "compare all scales of model=, by default of yolo-lat.yaml"),
+                Key("table", "False", "compare every model of ours with YOLOv8, 11, 12 and 26, n and s"),
             ),
         ),
         Mode(
@@ -210,9 +210,9 @@ MODES = {
             "Try every step on a small synthetic data set, offline.",
             examples=("yolo-lat quickstart", "yolo-lat quickstart directory=/tmp/first-try epochs=5"),
             keys=(
-                Key("directory", "runs/quickstart", "folder for the data set and the results"),
+                Key("directory", "runs/quickstart", "folder for the results; the data set goes to ./datasets/shapes"),
                 Key("epochs", "10", "number of epochs to train for"),
-                Key("seed", "0", "random seed of the data set and of training"),
+                Key("seed", "0", "random seed of training"),
             ),
         ),
     )

@@ -346,7 +346,7 @@ def test_cuda_is_refused_rather_than_replaced(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=f"CUDAExecutionProvider did not start for device '{device}'"):
             OnnxDetector(path, device=device)
         providers, enable_fallback = opened.pop()
-        assert providers[0] == ("CUDAExecutionProvider", {"device_id": device_id})
+        assert providers[0] == ("CUDAExecutionProvider", {"device_id": device_id, "use_tf32": 0})
         assert not enable_fallback
         assert opened.pop() == "CUDA libraries"
 

@@ -1,0 +1,44 @@
+"""The sizes of all models beside those of Ultralytics, counted the same way."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from yolo_lat.nn.complexity import count_gflops, count_parameters
+from yolo_lat.nn.model import LatModel
+from yolo_lat.nn.zoo import load_model_yaml, model_names
+
+BASELINES = tuple(f"yolo{version}{scale}.yaml" for version in ("v8", "11", "12", "26") for scale in "ns")
+
+
+def size_table(imgsz: int = 640, classes: int = 80) -> Table:
+    """Count parameters and GFLOPs of every shipped model and of the baselines, and return them as a table.
+
+    Parameters are given as trained and as deployed (fused, one branch of the head), GFLOPs as deployed.
+
+    Args:
+        imgsz: side of the image in pixels.
+        classes: number of classes.
+    """
+    table = Table(
+        "model",
+        title=f"Parameters and GFLOPs at {imgsz} px, {classes} classes; one counter for all",
+        title_justify="left",
+    )
+    for column in ("parameters, trained", "deployed", "GFLOPs"):
+        table.add_column(column, justify="right")
+    names = [*model_names(), *BASELINES]
+    for name in track(names, "Counting", console=Console(stderr=True), transient=True):
+        model = LatModel(load_model_yaml(name), nc=classes, verbose=False)
+        trained = count_parameters(model)
+        model.deploy()
+        table.add_row(
+            name.removesuffix(".yaml"),
+            f"{trained:,}",
+            f"{count_parameters(model):,}",
+            f"{count_gflops(model, imgsz):.2f}",
+            end_section=name.endswith("-x"),
+        )
+    return table
