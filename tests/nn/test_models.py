@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from ultralytics.nn import tasks
+from ultralytics.nn.modules import Conv
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_PATH
 
 from yolo_lat.errors import UserError
@@ -201,14 +202,18 @@ def edited(row: int, value: list, part: str = "head") -> dict:
         (edited(3, [[10, 9, 8], 1, "CrossScaleELA", [256, 4, 8, [7]]]), "must name levels"),
         (edited(3, [[10, 9, 8], 1, "CrossScaleELA", [256, 4, 8, None, "Softmax"]]), "unknown kernel 'Softmax'"),
         (edited(3, [[10, 9, 8], 1, "ELABlock", [256]]), "takes one feature map, not 3"),
+        (edited(4, [-1, 1, "Detect", ["nc"]]), r"row 12 \(Detect\): reads a row that returns several maps"),
+        (edited(4, [[11, 10], 1, "LatDetect", ["nc"]]), "reads a row that returns several maps"),
         (edited(1, [-1, "HyperLink"]), r"a row is \[from, repeats, module"),
         (edited(2, [-1, 1, "Conv", ["a"]], "backbone"), r"row 2 \(Conv\): cannot be built"),
         (edited(3, [-1, 2, "LocalBlock", [256, 4, 2, 9, 9]], "backbone"), r"row 3 \(LocalBlock\): cannot be built"),
     ],
 )
 def test_bad_rows_are_named(content: dict, message: str) -> None:
+    activation = Conv.default_act
     with pytest.raises(UserError, match=message):
         LatModel(content, verbose=False)
+    assert Conv.default_act is activation  # the YAML's ReLU must not leak into models built later
 
 
 def test_unknown_row_in_an_otherwise_stock_yaml() -> None:

@@ -34,8 +34,11 @@ class LatDataset(YOLODataset):
         return [str(image.path) for image in self.images]
 
     def evaluated(self) -> DetectionSplit:
-        """Return the split as far as this data set goes: all of it unless `fraction` left images out."""
-        return replace(self.split, images=self.images)
+        """Return what predictions are to be held against: images that `fraction` kept, one class if `single_cls`."""
+        if not self.single_cls:
+            return replace(self.split, images=self.images)
+        images = [replace(image, class_ids=np.zeros_like(image.class_ids)) for image in self.images]
+        return replace(self.split, images=images, names=("item",), category_ids=self.split.category_ids[:1])
 
     def get_labels(self) -> list[dict[str, Any]]:
         """Return one Ultralytics label dictionary an image."""

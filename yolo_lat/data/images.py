@@ -26,12 +26,15 @@ def list_images(sources: Iterable[Path]) -> list[Path]:
         elif source.suffix.lower() in IMAGE_SUFFIXES:
             files = [source]
         else:
-            lines = source.read_text(encoding="utf-8-sig").split("\n")
+            try:
+                lines = source.read_text(encoding="utf-8-sig").split("\n")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{source}: neither an image nor a text file that lists images; correct it") from error
             files = [(source.parent / line.strip()) for line in lines if line.strip()]
         if not files:
             raise UserError(f"{source}: holds no image; supported are {', '.join(sorted(IMAGE_SUFFIXES))}")
         found += files
-    return sorted(found)
+    return sorted(set(found))  # an image that two sources name counts once
 
 
 def image_size(file: Path) -> tuple[int, int]:
@@ -53,6 +56,8 @@ def image_size(file: Path) -> tuple[int, int]:
                 image.load()
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such image; correct the path") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+    except ImportError as error:  # Ultralytics replaces Image.open, and asks for a HEIF reader when all others fail
+        raise UserError(f"{file}: broken image (unknown format); replace or remove it") from error
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
         raise UserError(f"{file}: broken image ({error}); replace or remove it") from error
     return (height, width) if turned else (width, height)

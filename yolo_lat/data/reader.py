@@ -132,7 +132,10 @@ def _read_yolo(path: Path, image_id: int, size: tuple[int, int], spec: DatasetSp
     """Read `class cx cy w h` rows, or polygons `class x1 y1 x2 y2 ...`, all relative to the image size."""
     file = label_file(path)
     class_ids, boxes = [], []
-    lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines() if file.is_file() else []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not a text file; labels are rows of numbers, write it anew") from error
     for number, line in enumerate(lines, start=1):
         values = line.split()
         if not values:
@@ -144,12 +147,14 @@ def _read_yolo(path: Path, image_id: int, size: tuple[int, int], spec: DatasetSp
             raise UserError(f"{where}: '{line.strip()}' is not a row of numbers; mend it") from error
         if len(row) != 5 and (len(row) < 7 or len(row) % 2 == 0):
             raise UserError(f"{where}: has {len(row)} numbers; a row is class, centre x, centre y, width, height")
-        if row[0] != int(row[0]) or not 0 <= row[0] < len(spec.names):
+        if row[0] not in range(len(spec.names)):
             raise UserError(
                 f"{where}: class {values[0]} is not a number from 0 to {len(spec.names) - 1} of names in {spec.file}"
             )
         if not all(-0.01 <= v <= 1.01 for v in row[1:]):
             raise UserError(f"{where}: coordinates must lie between 0 and 1, relative to the image size; convert them")
+        if len(row) == 5 and min(row[3:]) < 0:
+            raise UserError(f"{where}: width {values[3]} and height {values[4]} must not be negative; mend the row")
         class_ids.append(int(row[0]))
         boxes.append(_polygon_box(row[1:]) if len(row) > 5 else row[1:])
     relative = np.array(boxes, dtype=np.float64).reshape(-1, 4)
@@ -180,14 +185,15 @@ def _read_coco(
         for annotation in content["annotations"]:
             _check_annotation(annotation, file, class_of)
             by_image[annotation["image_id"]].append(annotation)
-        entries = sorted(content["images"], key=lambda entry: entry["file_name"])
-        paths = [_inside(folders[0], entry["file_name"], file) for entry in entries]
-        strangers = by_image.keys() - {entry["id"] for entry in entries}
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file}: an entry lacks or misuses {error}; it is not a complete COCO JSON") from error
-    if strangers:
+        _check_images(content["images"], file)
+    except TypeError as error:
+        raise UserError(f"{file}: images and annotations must be lists; mend the file") from error
+    entries = sorted(content["images"], key=lambda entry: entry["file_name"])
+    paths = [_inside(folders[0], entry["file_name"], file) for entry in entries]
+    for strange in sorted(by_image.keys() - {entry["id"] for entry in entries})[:1]:
         raise UserError(
-            f"{file}: annotations name image id {min(strangers)}, which images does not list; add or drop it"
+            f"{file}, annotation id {by_image[strange][0].get('id')}: image_id {strange} is not among the images; "
+            "add or drop it"
         )
     if not entries:
         raise UserError(f"{file}, key images: is empty; list the images there")
@@ -195,8 +201,8 @@ def _read_coco(
     for entry, path, size in zip(entries, paths, _sizes(paths, name, progress), strict=True):
         if size != (entry.get("width", size[0]), entry.get("height", size[1])):
             raise UserError(
-                f"{file}: image {entry['file_name']} is given as {entry['width']}x{entry['height']} pixels but has "
-                f"{size[0]}x{size[1]}; correct the entry or replace the image"
+                f"{file}: image {entry['file_name']} is given as {entry.get('width')}x{entry.get('height')} pixels but "
+                f"has {size[0]}x{size[1]}; correct the entry or replace the image"
             )
         rows = by_image.get(entry["id"], [])
         images.append(
@@ -213,12 +219,40 @@ def _read_coco(
     return images
 
 
-def _check_annotation(annotation: dict[str, Any], file: Path, class_of: dict[int, int]) -> None:
-    box, where = annotation["bbox"], f"{file}, annotation id {annotation.get('id')}"
-    if annotation["category_id"] not in class_of:
-        raise UserError(f"{where}: category_id {annotation['category_id']} is not among the categories; add or drop it")
-    if len(box) != 4 or not all(isinstance(v, int | float) and np.isfinite(v) for v in box) or min(box[2:]) < 0:
+def _check_images(entries: list[Any], file: Path) -> None:
+    seen: set[int | str] = set()
+    for number, entry in enumerate(entries):
+        where = f"{file}, entry {number} of images"
+        if not isinstance(entry, dict):
+            raise UserError(f"{where}: {entry!r} is not an object with id and file_name; mend or drop it")
+        for key, kind in (("id", int), ("file_name", str)):
+            value = entry.get(key)
+            if not isinstance(value, kind):
+                raise UserError(f"{where}: {key} is {value!r}, not a {'number' if kind is int else 'text'}; mend it")
+            if value in seen:
+                raise UserError(f"{where}: {key} {value} is given twice; drop one")
+            seen.add(value)
+
+
+def _check_annotation(annotation: Any, file: Path, class_of: dict[int, int]) -> None:
+    if not isinstance(annotation, dict):
+        raise UserError(f"{file}: annotation {annotation!r} is not an object; mend or drop it")
+    where = f"{file}, annotation id {annotation.get('id')}"
+    box, category, image = (annotation.get(key) for key in ("bbox", "category_id", "image_id"))
+    if not isinstance(image, int):
+        raise UserError(f"{where}: image_id is {image!r}, not a number; mend or drop it")
+    if not isinstance(category, int) or category not in class_of:
+        raise UserError(f"{where}: category_id {category} is not among the categories; add or drop it")
+    if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
         raise UserError(f"{where}: bbox {box} is not [x, y, width, height] in pixels; mend or drop it")
+    if not _is_number(annotation.get("area", 0)):
+        raise UserError(f"{where}: area {annotation['area']!r} is not a number; mend or drop it")
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        raise UserError(f"{where}: iscrowd {annotation['iscrowd']!r} is neither 0 nor 1; mend it")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and bool(np.isfinite(value))
 
 
 def _inside(folder: Path, name: str, file: Path) -> Path:

@@ -117,7 +117,8 @@ def _from_yaml(file: Path, name: str | None = None) -> DatasetSpec:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{file}{line}: not valid YAML ({getattr(error, 'problem', error)}); mend the file") from error
+        problem = getattr(error, "problem", None) or "not a text file"
+        raise UserError(f"{file}{line}: not valid YAML ({problem}); mend the file") from error
     if not isinstance(content, dict):
         raise UserError(f"{file}: not a data YAML; it needs the keys path, train, val and names")
     root = Path(str(content.get("path") or "."))
@@ -131,7 +132,7 @@ def _build(name: str, file: Path, root: Path, content: dict[str, Any]) -> Datase
         if not content.get(key):
             raise UserError(f"{file}: key {key} is missing; name the folder of its images")
     coco_json = content.get("coco_json") or {}
-    if not isinstance(coco_json, dict) or not set(coco_json) <= set(SPLITS):
+    if not isinstance(coco_json, dict) or not all(k in SPLITS and isinstance(v, str) for k, v in coco_json.items()):
         raise UserError(
             f"{file}, key coco_json: must map splits to files, such as {{train: train.json, val: val.json}}"
         )
@@ -144,7 +145,7 @@ def _build(name: str, file: Path, root: Path, content: dict[str, Any]) -> Datase
         if content.get(split)
     }
     if coco_json:
-        unlabelled = [split for split in ("train", "val") if split not in coco_json]
+        unlabelled = [split for split in splits if split not in coco_json]
         if unlabelled:
             raise UserError(f"{file}, key coco_json: has no file for {' and '.join(unlabelled)}; name one for each")
         categories = _categories(splits["train"].annotations)
@@ -174,7 +175,7 @@ def _existing(file: Path, key: str, path: Path) -> Path:
 def _names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
     names, count = content.get("names"), content.get("nc")
     if isinstance(names, dict):
-        if sorted(names) != list(range(len(names))):
+        if set(names) != set(range(len(names))):
             raise UserError(f"{file}, key names: class numbers must run from 0 to {len(names) - 1} without a gap")
         names = [names[i] for i in range(len(names))]
     if names is None:
@@ -190,19 +191,22 @@ def _categories(annotations: Path | None) -> dict[int, str]:
     """Read COCO category ids and names, in the order of the ids, from a COCO JSON."""
     content: Any = read_json(annotations) if annotations else None
     try:
-        categories = {int(c["id"]): str(c["name"]) for c in content["categories"]}
+        rows = [(int(c["id"]), str(c["name"])) for c in content["categories"]]
     except (TypeError, KeyError, ValueError) as error:
         raise UserError(f"{annotations}: not a COCO JSON, its categories lack id or name; mend the file") from error
-    if not categories:
+    if not rows:
         raise UserError(f"{annotations}, key categories: is empty; list the classes there")
-    return dict(sorted(categories.items()))
+    for what, values in (("id", [str(i) for i, _ in rows]), ("name", [name for _, name in rows])):
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise UserError(f"{annotations}, key categories: {what} {twice[0]} is given twice; drop one")
+    return dict(sorted(rows))
 
 
 def read_json(file: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserError: not JSON; the message names the line.
+        UserError: unreadable or not JSON; the message names the line.
     """
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -210,3 +214,5 @@ def read_json(file: Path) -> Any:
         raise UserError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}); mend the file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not a text file; give a JSON") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give a JSON file") from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from pathlib import Path
 from typing import Any
 
+import onnx
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
@@ -23,7 +25,8 @@ def save_safetensors(model: DetectionModel, path: str | Path) -> Path:
     The file appears under its name only when it is complete. Tensors keep their dtype.
 
     Raises:
-        UserError: the model is fused for inference, so that its YAML no longer describes it.
+        UserError: the model is fused for inference, so that its YAML no longer describes it; or no file can be written
+            there.
     """
     path = Path(path)
     if model.is_fused():
@@ -39,8 +42,13 @@ def save_safetensors(model: DetectionModel, path: str | Path) -> Path:
         "args": json.dumps({key: args[key] for key in ("imgsz", "single_cls") if key in args}),
     }
     partial = path.with_name(path.name + ".partial")
-    save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial, metadata)
-    partial.replace(path)
+    try:
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial, metadata)
+        partial.replace(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path}: cannot be written ({error}); choose a folder that you can write to") from error
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 
@@ -59,11 +67,13 @@ def load_safetensors(path: str | Path) -> LatModel:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         model = LatModel(json.loads(metadata["yaml"]), verbose=False)
         model.load_state_dict(state)
-    except (SafetensorError, KeyError, json.JSONDecodeError, RuntimeError) as error:
+        model.names = {int(i): name for i, name in json.loads(metadata["names"]).items()}
+        model.args = json.loads(metadata["args"])
+    except UserError:
+        raise
+    except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: damaged or incompatible weights ({reason}); save or download them again") from error
-    model.names = {int(i): name for i, name in json.loads(metadata["names"]).items()}
-    model.args = json.loads(metadata["args"])
     model.task, model.pt_path = "detect", str(path)
     return model.eval()
 
@@ -82,7 +92,31 @@ def load_pt(path: str | Path) -> tuple[DetectionModel, dict[str, Any]]:
         raise UserError(f"{path}: not a checkpoint of a detector ({reason}); give a .pt that training wrote") from error
     if model.task != "detect":
         raise UserError(f"{path}: a model for '{model.task}'; this package is for object detection only")
+    if not isinstance(model, DetectionModel):
+        raise UserError(f"{path}: not a checkpoint of a detector ({type(model).__name__}); give a .pt of training")
     return model, checkpoint
+
+
+def onnx_metadata(path: str | Path) -> dict[str, Any]:
+    """Read what an export wrote into an ONNX file: names, stride, imgsz and more, and `dynamic`.
+
+    Raises:
+        UserError: missing, damaged, or not an exported detector.
+    """
+    path = _existing(path)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors have no base class of their own
+        raise UserError(f"{path}: not an ONNX model, or a damaged one; export it again") from error
+    written = {entry.key: entry.value for entry in model.metadata_props}
+    if not {"names", "stride", "imgsz", "task"} <= written.keys() or written["task"] != "detect":
+        raise UserError(f"{path}: not a detector that 'yolo-lat export' wrote; give an exported model")
+    try:
+        metadata = {key: ast.literal_eval(written[key]) for key in ("names", "stride", "imgsz")}
+    except (ValueError, SyntaxError) as error:
+        raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from error
+    sides = model.graph.input[0].type.tensor_type.shape.dim[2:]
+    return {**metadata, "dynamic": any(side.dim_param for side in sides)}
 
 
 def pt_to_safetensors(source: Path, target: Path) -> Path:

@@ -33,6 +33,7 @@ COCO_NUMBERS = {
     "ARm": "recall, medium",
     "ARl": "recall, large",
 }
+_RESULT_KEYS = ("image_id", "category_id", "bbox", "score")
 
 
 @dataclass(frozen=True)
@@ -101,13 +102,14 @@ def evaluate_predictions(predictions: str | Path, data: str | Path, split: str =
     images, categories = {image.image_id for image in truth.images}, set(truth.category_ids)
     for number, row in enumerate(detections):
         where = f"{file}, entry {number}"
-        if not isinstance(row, dict) or not {"image_id", "category_id", "bbox", "score"} <= row.keys():
+        if not isinstance(row, dict) or not row.keys() >= set(_RESULT_KEYS):
             raise UserError(f"{where}: lacks image_id, category_id, bbox or score; COCO results need all four")
-        if row["image_id"] not in images or row["category_id"] not in categories:
-            key = "image_id" if row["image_id"] not in images else "category_id"
-            raise UserError(f"{where}: {key} {row[key]} is not in {truth.name}; evaluate on the set it was made for")
+        for key, known in (("image_id", images), ("category_id", categories)):
+            if not isinstance(row[key], int) or row[key] not in known:
+                raise UserError(f"{where}: {key} {row[key]} is not in {truth.name}; evaluate on the set it is made for")
         box = row["bbox"]
         numbers = [*box, row["score"]] if isinstance(box, list) and len(box) == 4 else [None]
         if not all(isinstance(v, int | float) and np.isfinite(v) for v in numbers):
             raise UserError(f"{where}: bbox {box}, score {row['score']}: not numbers; a box is [x, y, width, height]")
-    return evaluate_detections(truth, detections)
+    # Other keys, such as caption, would make pycocotools take the rows for another task's.
+    return evaluate_detections(truth, [{key: row[key] for key in _RESULT_KEYS} for row in detections])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from ultralytics.cfg import get_cfg
+from ultralytics.engine.exporter import export_formats, validate_args
 from ultralytics.engine.model import Model
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT
@@ -13,10 +18,10 @@ from ultralytics.utils.torch_utils import parse_device
 
 from yolo_lat.data.spec import load_dataset
 from yolo_lat.engine import offline
-from yolo_lat.engine.checkpoint import load_pt, load_safetensors, save_safetensors
+from yolo_lat.engine.checkpoint import load_pt, load_safetensors, onnx_metadata, save_safetensors
 from yolo_lat.engine.predictor import LatPredictor
 from yolo_lat.engine.trainer import LatTrainer, find_checkpoint, resumable
-from yolo_lat.engine.validator import LatMetrics, LatValidator
+from yolo_lat.engine.validator import LatMetrics, LatValidator, check_names
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.nn.model import LatModel
 from yolo_lat.nn.zoo import is_ours, load_model_yaml, model_names
@@ -95,10 +100,11 @@ class YOLOLAT(Model):
             self.ckpt = {"model": self.model}
             self.overrides = dict(self.model.args)
             self.model.args = {**DEFAULT_CFG_DICT, **self.overrides}
-        elif not Path(weights).is_file():
-            raise UserError(f"{weights}: no such weights; correct the path")
         else:
-            self.model, self.ckpt = weights, None
+            metadata = onnx_metadata(weights)
+            self.model, self.ckpt, self.names_inside = weights, None, metadata["names"]
+            self.stride, self.fixed_size = int(metadata["stride"]), None if metadata["dynamic"] else metadata["imgsz"]
+            self.overrides["imgsz"] = max(metadata["imgsz"])
         self.task, self.ckpt_path, self.model_name = task, weights, weights
         self.overrides.update(model=weights, task=task)
 
@@ -124,14 +130,16 @@ class YOLOLAT(Model):
         Raises:
             UserError: arguments or data that cannot be used.
         """
+        self._check_is_pytorch_model()
         resume = kwargs.get("resume")
-        if resume and not isinstance(resume, bool):
-            find_checkpoint(resume)
-        elif resume and not resumable(self.ckpt):
-            raise UserError(f"resume: {self.ckpt_path or self.cfg} is no unfinished training; give the last.pt of one")
+        if resume:
+            given = not isinstance(resume, bool)
+            where = find_checkpoint(resume) if given else self.ckpt_path or self.cfg
+            if not resumable(load_pt(where)[1] if given else self.ckpt):
+                raise UserError(f"resume={where} is no unfinished training; give the last.pt of one")
         if not resume and not kwargs.get("data") and not kwargs.get("cfg"):
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
-        return super().train(trainer, **self._checked(kwargs))
+        return super().train(trainer, **self._checked(kwargs, rectangles=False))
 
     def val(self, validator: Any = None, **kwargs: Any) -> LatMetrics:
         """Evaluate on a split of `data`, the training data unless given, with pycocotools.
@@ -145,8 +153,12 @@ class YOLOLAT(Model):
         kwargs["data"] = kwargs.get("data") or self.overrides.get("data")
         if not kwargs["data"]:
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
-        load_dataset(kwargs["data"]).split(kwargs.get("split", "val"))
-        return super().val(validator, **self._checked(kwargs))
+        kwargs = self._checked(kwargs, rectangles=False)
+        spec = load_dataset(kwargs["data"])
+        spec.split(kwargs.get("split") or "val")
+        if not kwargs.get("single_cls", self.overrides.get("single_cls")):
+            check_names(spec, self.names_inside if isinstance(self.model, str) else self.model.names)
+        return super().val(validator, **kwargs)
 
     def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
         """Detect objects; returns a list of Ultralytics `Results`, or with `stream=True` a generator of them.
@@ -168,22 +180,112 @@ class YOLOLAT(Model):
         """Export for deployment, to ONNX unless `format` says otherwise; returns the path of the file.
 
         Raises:
-            UserError: arguments that cannot be used.
+            UserError: arguments that cannot be used, or a package that the format needs is not installed.
         """
-        return super().export(**{"format": "onnx", "opset": 18, **self._checked(kwargs)})
+        self._check_is_pytorch_model()
+        kwargs = check_export({"format": "onnx", **self._checked(kwargs)})
+        with removed_on_failure(self._export_targets(kwargs["format"])):
+            try:
+                return super().export(**kwargs)
+            except ImportError as error:
+                raise UserError(f"format={kwargs['format']}: {error}; install that package first") from error
 
-    def _checked(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def info(
+        self, detailed: bool = False, verbose: bool = True, imgsz: int | list[int] = 640
+    ) -> tuple[int, int, int, float] | None:
+        """Log and return layers, parameters, gradients and GFLOPs at `imgsz` pixels; nothing unless `verbose`."""
+        self._check_is_pytorch_model()
+        check_image_size(imgsz, int(max(self.model.stride)))
+        return super().info(detailed, verbose, imgsz)
+
+    def _check_is_pytorch_model(self) -> None:
+        if not isinstance(self.model, torch.nn.Module):
+            raise UserError(
+                f"model={self.model_name} can only be run and validated; give the .pt or .safetensors that it came from"
+            )
+
+    def _export_targets(self, form: str) -> list[Path]:
+        """Return what an export may write, as Ultralytics names it; most formats are made from an ONNX file."""
+        source = Path(getattr(self.model, "pt_path", None) or Path(self.model.yaml["yaml_file"]).name)
+        suffix = dict(zip(*(export_formats()[key] for key in ("Argument", "Suffix")), strict=True))[form]
+        return [source.with_name(source.stem + ending) for ending in {suffix, ".onnx"}]
+
+    def _checked(self, kwargs: dict[str, Any], rectangles: bool = True) -> dict[str, Any]:
         """Refuse what Ultralytics would change or ignore with a warning, and put results under ./runs."""
+        imgsz = kwargs.get("imgsz")
         if isinstance(self.model, DetectionModel):
-            check_image_size(kwargs.get("imgsz"), int(max(self.model.stride)))
+            check_image_size(imgsz, int(max(self.model.stride)), rectangles)
+        else:
+            check_image_size(imgsz, self.stride, rectangles)
+            if imgsz is not None and self.fixed_size and self.fixed_size not in ([imgsz, imgsz], list(as_list(imgsz))):
+                raise UserError(
+                    f"imgsz={imgsz}: {self.model_name} is exported for {self.fixed_size} alone; leave imgsz out or "
+                    "export with dynamic=True"
+                )
         check_device(kwargs.get("device"))
-        project = Path(kwargs.get("project") or "runs/detect").expanduser()
-        return {**kwargs, "project": str(project.absolute())}
+        project = Path(kwargs.get("project") or "runs/detect").expanduser().absolute()
+        existing = next(folder for folder in (project, *project.parents) if folder.exists())
+        if not existing.is_dir():
+            raise UserError(f"project={project}: {existing} is a file; give a folder")
+        data = kwargs.get("data")
+        if data is not None and not isinstance(data, str | Path):
+            raise UserError(f"data={data}: must be one data YAML or name; merge several sets into one YAML")
+        if data and Path(data).is_file():
+            kwargs = {**kwargs, "data": str(Path(data).absolute())}  # checkpoints remember it
+        return {**kwargs, "project": str(project)}
 
 
-def check_image_size(imgsz: int | list[int] | tuple[int, ...] | None, stride: int) -> None:
-    """Raise UserError unless every side is a positive multiple of the model's largest stride."""
-    sides = [] if imgsz is None else list(imgsz) if isinstance(imgsz, list | tuple) else [imgsz]
+def as_list(value: Any) -> list[Any]:
+    """Return a list or tuple as a list, and anything else in one."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def check_export(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an export with the default opset, 18, where the format has one.
+
+    Raises:
+        UserError: an unknown format, or an argument that the format has no use for.
+    """
+    form, table = kwargs["format"], export_formats()
+    keys = dict(zip(table["Argument"][1:], table["Arguments"][1:], strict=True))
+    if form not in keys:
+        raise UserError(f"format={form}: unknown{nearest(str(form), keys)}; use one of {', '.join(keys)}")
+    if "opset" in keys[form]:
+        kwargs = {"opset": 18, **kwargs}
+    try:
+        validate_args(form, get_cfg(overrides=kwargs), keys[form])
+    except AssertionError as error:
+        problem = " ".join(str(error).split()).removeprefix("ERROR ❌️ ")
+        raise UserError(f"format={form}: {problem}; leave it out or choose another format") from error
+    return kwargs
+
+
+@contextmanager
+def removed_on_failure(targets: list[Path]) -> Iterator[None]:
+    """Remove those files and folders if the body fails after it wrote them: what is there is whole."""
+    before = {target: target.stat().st_mtime_ns if target.exists() else None for target in targets}
+    try:
+        yield
+    except BaseException:
+        for target, time in before.items():
+            if target.is_dir() and target.stat().st_mtime_ns != time:
+                shutil.rmtree(target)
+            elif target.is_file() and target.stat().st_mtime_ns != time:
+                target.unlink()
+        raise
+
+
+def check_image_size(imgsz: int | list[int] | tuple[int, ...] | None, stride: int, rectangles: bool = True) -> None:
+    """Raise UserError unless every side is a positive multiple of the model's largest stride.
+
+    Args:
+        imgsz: one side of a square, or height and width; None for the default.
+        stride: the model's largest.
+        rectangles: accept height and width; training and validation take one number.
+    """
+    sides = [] if imgsz is None else as_list(imgsz)
+    if len(sides) > (2 if rectangles else 1):
+        raise UserError(f"imgsz={imgsz}: give one number{' or two, height and width' if rectangles else ''}")
     for side in sides:
         if not isinstance(side, int) or side < stride or side % stride:
             near = max(int(side) // stride, 1) * stride if isinstance(side, int | float) else 640
@@ -193,10 +295,17 @@ def check_image_size(imgsz: int | list[int] | tuple[int, ...] | None, stride: in
 
 
 def check_device(device: Any) -> None:
-    """Raise UserError when a CUDA device is asked for that this machine does not have."""
+    """Raise UserError when a device is asked for that this machine does not have."""
     wanted = parse_device(device) if device not in (None, "") else ""
-    numbers = [int(x) for x in wanted.split(",") if x.isdigit()]
-    if numbers and max(numbers) >= torch.cuda.device_count():
+    family, numbers = wanted.partition(":")[0], wanted.split(",")
+    if wanted in ("", "cpu") or family in ("npu", "xpu", "dla"):
+        return
+    if wanted == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("device=mps: torch sees no Apple GPU; use device=cpu")
+    elif not all(number.isdigit() for number in numbers):
+        raise UserError(f"device={device}: unknown; give cpu, a CUDA number such as 0 or several such as 0,1")
+    elif max(map(int, numbers)) >= torch.cuda.device_count():
         raise UserError(
             f"device={device}: not among the {torch.cuda.device_count()} CUDA devices that torch sees; use device=cpu"
         )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib
-from ultralytics.utils import SETTINGS, USER_CONFIG_DIR
+from PIL import Image
+from ultralytics.utils import SETTINGS, USER_CONFIG_DIR, patches
 from ultralytics.utils.events import events
 
 _INTEGRATIONS = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb", "vscode_msg")
@@ -14,11 +16,13 @@ _FONTS = ("Arial.ttf", "Arial.Unicode.ttf")
 
 
 def settle() -> None:
-    """Switch telemetry and integrations off and give Ultralytics a font, so that it looks for none on the network.
+    """Switch telemetry, integrations and installs off, and give Ultralytics a font, so that it looks for none online.
 
     The settings file is that of this package (see `yolo_lat.__init__`), not the one that plain Ultralytics uses.
     """
     events.enabled = False
+    if find_spec("pi_heif") is None:
+        Image.open = patches._image_open  # Ultralytics' own tries to install that package when a file is no image
     wanted = {key: False for key in _INTEGRATIONS if SETTINGS.get(key)}
     if wanted and "yolo-lat" in USER_CONFIG_DIR.parts:
         SETTINGS.update(wanted)

@@ -8,8 +8,11 @@ from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from ultralytics.data.loaders import LoadImagesAndVideos
+from ultralytics.engine.results import Results
 from ultralytics.models.yolo.detect import DetectionPredictor
+from ultralytics.utils import nms, ops
 
 from yolo_lat.data.images import IMAGE_SUFFIXES, image_size
 from yolo_lat.errors import UserError
@@ -24,12 +27,41 @@ class LatPredictor(DetectionPredictor):
 
     def setup_source(self, source: Any, *args: Any, **kwargs: Any) -> None:
         """Open the source and make its loader strict."""
-        super().setup_source(source, *args, **kwargs)
+        try:
+            super().setup_source(source, *args, **kwargs)
+        except UnicodeDecodeError as error:
+            raise UserError(f"{source}: not a text file; list one image or video a line") from error
+        except OSError as error:  # missing files, broken images in a list, cameras that do not open
+            problem = " ".join(str(error).split()).partition(" Supported formats")[0].rstrip(".")
+            raise UserError(f"source={source}: {problem}; give a readable image, video, folder or camera") from error
         if isinstance(self.dataset, LoadImagesAndVideos):
             for file, is_video in zip(self.dataset.files, self.dataset.video_flag, strict=True):
                 if is_video:
                     _check_video(file)
             self.dataset._append_image = partial(_append_image, type(self.dataset), self.dataset)
+
+    def postprocess(self, preds: Any, img: torch.Tensor, orig_imgs: Any, **kwargs: Any) -> list[Results]:
+        """Do what the base does, without its time limit, which drops the rest of a slow batch."""
+        features = getattr(self, "_feats", None)
+        found = nms.non_max_suppression(
+            preds,
+            self.args.conf,
+            kwargs.pop("iou", self.args.iou),
+            self.args.classes,
+            self.args.agnostic_nms,
+            max_det=self.args.max_det,
+            end2end=getattr(self.model, "end2end", False),
+            return_idxs=features is not None,
+            max_time_img=float("inf"),
+        )
+        boxes, kept = found if features is not None else (found, None)
+        if not isinstance(orig_imgs, list):
+            orig_imgs = ops.convert_torch2numpy_batch(orig_imgs)[..., ::-1]
+        results = self.construct_results(boxes, img, orig_imgs, **kwargs)
+        if features is not None:  # trackers that compare looks
+            for result, feature in zip(results, self.get_obj_feats(features, kept), strict=True):
+                result.feats = feature
+        return results
 
 
 def _append_image(

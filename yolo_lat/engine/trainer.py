@@ -35,6 +35,7 @@ class LatTrainer(DetectionTrainer):
         self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict[str, Any] | None = None
     ) -> None:
         self.splits: dict[str, DetectionSplit] = {}
+        self.first_batch = 0
         if overrides and overrides.get("data"):
             self._read(load_dataset(overrides["data"]), overrides.get("split") or "val")
         super().__init__(cfg, overrides, _callbacks)
@@ -81,10 +82,18 @@ class LatTrainer(DetectionTrainer):
     def _build_train_pipeline(self) -> None:
         if self.optimizer is not None:  # Ultralytics comes here again, with half the batch, when out of memory
             raise UserError(
-                f"batch={2 * self.batch_size} at imgsz={self.args.imgsz} does not fit into the memory of "
+                f"batch={self.first_batch} at imgsz={self.args.imgsz} does not fit into the memory of "
                 f"{self.device}; lower batch= or imgsz="
             )
+        self.first_batch = self.batch_size
         super()._build_train_pipeline()
+
+    def build_optimizer(self, model: torch.nn.Module, name: str = "auto", *args: Any, **kwargs: Any) -> Any:
+        """Build the optimizer; a name that there is none of is the user's error."""
+        try:
+            return super().build_optimizer(model, name, *args, **kwargs)
+        except NotImplementedError as error:
+            raise UserError(f"optimizer={name}: unknown; use auto, SGD, AdamW, MuSGD or another of torch's") from error
 
     def get_model(
         self,
@@ -115,7 +124,9 @@ class LatTrainer(DetectionTrainer):
 
 def resumable(checkpoint: dict[str, Any] | None) -> bool:
     """Whether a loaded checkpoint holds the state of an unfinished training."""
-    return checkpoint is not None and checkpoint.get("epoch", -1) >= 0 and checkpoint.get("optimizer") is not None
+    if checkpoint is None or checkpoint.get("optimizer") is None:
+        return False
+    return 0 <= checkpoint.get("epoch", -1) < checkpoint["train_args"]["epochs"] - 1
 
 
 def find_checkpoint(path: str | Path) -> Path:

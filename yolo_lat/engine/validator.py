@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import yaml
 from rich.console import Console
+from ultralytics.cfg import get_cfg
 from ultralytics.models.yolo.detect import DetectionValidator
 from ultralytics.utils import colorstr, nms, ops
 from ultralytics.utils.metrics import DetMetrics
@@ -60,9 +61,12 @@ class LatValidator(DetectionValidator):
         args: Any = None,
         _callbacks: dict[str, Any] | None = None,
     ) -> None:
+        wanted = get_cfg(overrides=args)
+        self.spec = load_dataset(wanted.data)
+        # Before the base makes the run folder, which broken data must not leave behind.
+        self.split = None if dataloader is not None else read_split(self.spec, wanted.split)
         super().__init__(dataloader, save_dir, args, _callbacks)
         self.metrics = LatMetrics()
-        self.spec = load_dataset(self.args.data)
         # Ultralytics reads the data set's description from a file of its own format.
         self.args.data = str(self.save_dir / "data.yaml")
         Path(self.args.data).write_text(yaml.safe_dump(ultralytics_data(self.spec)), encoding="utf-8")
@@ -70,7 +74,7 @@ class LatValidator(DetectionValidator):
     def build_dataset(self, img_path: Any, mode: str = "val", batch: int | None = None) -> LatDataset:
         """Read the split to validate on."""
         return LatDataset(
-            read_split(self.spec, self.args.split),
+            self.split or read_split(self.spec, self.args.split),
             imgsz=self.args.imgsz,
             batch_size=batch,
             augment=False,
@@ -92,13 +96,8 @@ class LatValidator(DetectionValidator):
         super().init_metrics(model)
         self.args.save_json = True  # makes it hand every prediction to pred_to_json
         dataset: LatDataset = self.dataloader.dataset
-        names = list(dataset.split.names)
-        unnamed = self.nc == len(names) and all(str(i) == name for i, name in self.names.items())
-        if not (self.args.single_cls or unnamed or list(self.names.values()) == names):
-            raise UserError(
-                f"{self.spec.file}: its {len(names)} classes are not the model's {self.nc}; validate on data with "
-                f"the same names, the model's are {', '.join(map(str, self.names.values()))[:200]}"
-            )
+        if not self.args.single_cls:
+            check_names(self.spec, self.names)
         self.image_ids = {str(image.path): image.image_id for image in dataset.images}
 
     def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
@@ -144,6 +143,16 @@ class LatValidator(DetectionValidator):
         super().print_results()
         if not self.training:
             Console().print(self.metrics.result.table())
+
+
+def check_names(spec: DatasetSpec, names: dict[int, str]) -> None:
+    """Raise UserError unless a model's classes are those of the data set, or as many but without names."""
+    unnamed = len(names) == len(spec.names) and all(str(i) == name for i, name in names.items())
+    if not unnamed and list(names.values()) != list(spec.names):
+        raise UserError(
+            f"{spec.file}: its {len(spec.names)} classes are not the model's {len(names)}; validate on data with the "
+            f"same names, the model's are {', '.join(map(str, names.values()))[:200]}"
+        )
 
 
 def ultralytics_data(spec: DatasetSpec) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -73,9 +74,13 @@ def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Se
     Raises:
         UserError: an unknown row, or one that cannot be built; the message names file and row.
     """
-    if all(_is_stock(row[2]) for row in d["backbone"] + d["head"] if isinstance(row, list) and len(row) == 4):
-        return _stock_parse_model(d, ch, verbose)
-    return _Parser(d).build(ch, verbose)
+    activation = Conv.default_act  # of the whole process; Ultralytics restores it only when nothing fails
+    try:
+        if all(_is_stock(row[2]) for row in d["backbone"] + d["head"] if isinstance(row, list) and len(row) == 4):
+            return _stock_parse_model(d, ch, verbose)
+        return _Parser(d).build(ch, verbose)
+    finally:
+        Conv.default_act = activation
 
 
 def install() -> None:
@@ -84,17 +89,26 @@ def install() -> None:
 
 
 class _Parser:
+    """One parse: rows go in, Ultralytics builds its own and placeholders, ours replace the placeholders.
+
+    Attributes:
+        expanded: the rows that Ultralytics parses: its own, and a placeholder behind width probes for each of ours.
+        position: where row i of the YAML stands among them.
+        levels: rows that return a list of maps, and how many maps.
+    """
+
     def __init__(self, d: dict[str, Any]) -> None:
         self.d = d
         self.rows: list[list[Any]] = d["backbone"] + d["head"]
         self.file = d.get("yaml_file", "model YAML")
         scales = d.get("scales")
-        multiples: list[float] = (
-            scales[d.get("scale") or next(iter(scales))]
-            if scales
-            else [d.get("depth_multiple", 1.0), d.get("width_multiple", 1.0), float("inf")]
-        )
+        multiples: list[float] = [d.get("depth_multiple", 1.0), d.get("width_multiple", 1.0), math.inf]
+        if scales:
+            multiples = scales[d.get("scale") or next(iter(scales))]  # Ultralytics takes the first too
         self.depth, self.width, self.max_channels = multiples
+        self.expanded: list[list[Any]] = []
+        self.position: list[int] = []
+        self.levels: dict[int, int] = {}
 
     def error(self, i: int, problem: str) -> UserError:
         row = self.rows[i]
@@ -117,9 +131,8 @@ class _Parser:
 
     def build(self, ch: int, verbose: bool) -> tuple[nn.Sequential, list[int]]:
         self.check()
-        self.expanded: list[list[Any]] = []  # what Ultralytics parses: probes, placeholders and its own rows
-        self.position: list[int] = []  # where row i of the YAML stands among them
         probes: dict[int, list[int]] = {}
+        counts = [self._count_levels(i) for i in range(len(self.rows))]
         for i, (sources, n, name, args) in enumerate(self.rows):
             if name not in ROWS:
                 self.expanded.append([self._remap(i, sources), n, name, copy.deepcopy(args)])
@@ -132,18 +145,12 @@ class _Parser:
 
         parsed = self._parse_stock(ch)
         layers: list[Any] = []
-        levels: dict[int, int] = {}  # rows that return a list of maps, and how many
         if verbose:
             LOGGER.info(f"\n{'':>3}{'from':>20}{'n':>3}{'params':>10}  {'module':<45}{'arguments':<30}")
         for i, (sources, n, name, args) in enumerate(self.rows):
             module: Any = parsed[self.position[i]]  # Ultralytics keeps i, f, type and np on the module itself
             if name in ROWS:
-                widths = [parsed[p].num_features for p in probes[i]]
-                if isinstance(sources, int):
-                    widths *= levels.get(i + sources if sources < 0 else sources, 1)
-                module = self._build_ours(i, widths)
-                if ROWS[name].levels:
-                    levels[i] = len(widths)
+                module = self._build_ours(i, [parsed[p].num_features for p in probes[i]] * counts[i])
                 module.type = f"yolo_lat.nn.{name}"
                 module.np = sum(p.numel() for p in module.parameters())
             module.i, module.f = i, sources
@@ -160,6 +167,17 @@ class _Parser:
         if sources == -1 and (i == 0 or not absolute):
             return -1
         return self.position[i + sources if sources < 0 else sources]
+
+    def _count_levels(self, i: int) -> int:
+        """Return how many maps the source of row i returns, and note how many row i returns itself."""
+        sources, _, name, _ = self.rows[i]
+        counts = [self.levels.get(i + f if f < 0 else f, 1) for f in _as_list(sources)]
+        takes_all = name in ROWS and ROWS[name].many and isinstance(sources, int)
+        if max(counts) > 1 and not takes_all:
+            raise self.error(i, "reads a row that returns several maps; only a row that takes them all, alone, can")
+        if name in ROWS and ROWS[name].levels:
+            self.levels[i] = sum(counts)
+        return counts[0] if isinstance(sources, int) else 1
 
     def _scaled(self, i: int) -> int:
         """Return row i's output width, scaled as Ultralytics scales its own rows."""
@@ -192,7 +210,6 @@ class _Parser:
         row = ROWS[name]
         if not row.many and len(widths) != 1:
             raise self.error(i, f"takes one feature map, not {len(widths)}; join them with HyperLink or Concat first")
-        activation = Conv.default_act
         if self.d.get("activation"):
             Conv.default_act = tasks._SafeLoad.activation(self.d["activation"])
         try:
@@ -205,8 +222,6 @@ class _Parser:
             return row.module(widths if row.many else widths[0], self._scaled(i), *repeats, *args[1:])
         except (TypeError, ValueError) as error:
             raise self.error(i, f"cannot be built with {args}: {error}") from error
-        finally:
-            Conv.default_act = activation
 
 
 def _as_list(sources: Any) -> list[Any]:

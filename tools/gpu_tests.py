@@ -1,0 +1,58 @@
+"""Run the tests that need a CUDA device and record what they said, for machines that have none.
+
+    python tools/gpu_tests.py docs/results/gpu-tests.json
+
+The file names the hardware, the versions and the command; it is written only when a CUDA device was really there.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import xml.etree.ElementTree as ET
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+COMMAND = ["-m", "pytest", "-m", "gpu", "tests"]
+
+
+def main() -> None:
+    """Run, record, and leave with pytest's exit status."""
+    if len(sys.argv) != 2 or not torch.cuda.is_available():
+        sys.exit(f"{__doc__}\nneeds one argument and a CUDA device; torch sees {torch.cuda.device_count()}")
+    root = Path(__file__).resolve().parent.parent
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        status = subprocess.run([sys.executable, *COMMAND, f"--junitxml={report}"], cwd=root, check=False).returncode
+        cases = list(ET.parse(report).iter("testcase"))
+    tests = {f"{case.get('classname')}::{case.get('name')}": case[0].tag if len(case) else "passed" for case in cases}
+    record = {
+        "command": "python tools/gpu_tests.py",
+        "commit": subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "gpu": torch.cuda.get_device_name(),
+        "driver": subprocess.run(
+            ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "ultralytics", "onnxruntime-gpu", "numpy")},
+        "passed": sum(outcome == "passed" for outcome in tests.values()),
+        "not_passed": {name: outcome for name, outcome in tests.items() if outcome != "passed"},
+        "tests": sorted(tests),
+    }
+    Path(sys.argv[1]).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    print(f"{record['passed']} of {len(tests)} passed on {record['gpu']}")
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()
