@@ -211,7 +211,7 @@ MODES = {
             examples=("yolo-lat quickstart", "yolo-lat quickstart directory=/tmp/first-try epochs=5"),
             keys=(
                 Key("directory", "runs/quickstart", "folder for the results; the data set goes to ./datasets/shapes"),
-                Key("epochs", "10", "number of epochs to train for"),
+                Key("epochs", "12", "number of epochs to train for"),
                 Key("seed", "0", "random seed of training"),
             ),
         ),

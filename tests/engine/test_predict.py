@@ -134,6 +134,14 @@ def test_a_broken_image_in_a_folder_is_named_and_not_skipped(detector, folder, b
         assert f"{folder}/c5.jpg: broken image" in refusal(detector.predict, folder, batch=batch, **LOW)
 
 
+def test_a_truncated_image_is_refused_where_opencv_decodes_what_there_is(detector, tmp_path, monkeypatch):
+    whole = PHOTOS[0].read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2])
+    # As OpenCV 4 does; OpenCV 5 returns nothing.
+    monkeypatch.setattr("ultralytics.data.loaders.imread", lambda *_, **__: np.zeros((9, 9, 3), np.uint8))
+    assert "a.jpg: broken image" in refusal(detector.predict, tmp_path / "a.jpg", **LOW)
+
+
 def test_missing_and_empty_sources_are_refused(detector, tmp_path):
     assert "source=nope.jpg: nope.jpg does not exist; give a" in refusal(detector.predict, "nope.jpg", **LOW)
     message = refusal(detector.predict, tmp_path, **LOW)

@@ -8,6 +8,9 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from ultralytics.utils.events import events
+
+from yolo_lat.engine import offline
 
 REPO = Path(__file__).parents[2]
 
@@ -85,6 +88,12 @@ def test_training_prediction_and_export_need_no_network(shapes, tmp_path, python
     assert (tmp_path / "r/train/weights/best.onnx").exists()
     assert (tmp_path / "r/train/results.png").exists()
     assert {path.name for path in (tmp_path / "config").iterdir()} <= {"yolo-lat", "matplotlib"}
+
+
+def test_telemetry_is_off_even_where_the_engine_would_send_it(monkeypatch):
+    monkeypatch.setattr(events, "enabled", True)
+    offline.settle()
+    assert events.enabled is False
 
 
 def test_an_image_that_is_none_starts_no_install(tmp_path, python):

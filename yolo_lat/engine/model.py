@@ -13,7 +13,7 @@ from ultralytics.cfg import get_cfg
 from ultralytics.engine.exporter import export_formats, validate_args
 from ultralytics.engine.model import Model
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils import DEFAULT_CFG_DICT
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import parse_device
 
 from yolo_lat.data.spec import load_dataset
@@ -186,9 +186,13 @@ class YOLOLAT(Model):
         kwargs = check_export({"format": "onnx", **self._checked(kwargs)})
         with removed_on_failure(self._export_targets(kwargs["format"])):
             try:
-                return super().export(**kwargs)
+                with offline.quiet():
+                    file = super().export(**kwargs)
             except ImportError as error:
                 raise UserError(f"format={kwargs['format']}: {error}; install that package first") from error
+        size = Path(file).stat().st_size / 1e6 if Path(file).is_file() else None
+        LOGGER.info(f"exported {file}" + (f", {size:.2f} MB" if size is not None else ""))
+        return file
 
     def info(
         self, detailed: bool = False, verbose: bool = True, imgsz: int | list[int] = 640

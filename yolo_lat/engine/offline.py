@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
 import matplotlib
 from PIL import Image
-from ultralytics.utils import SETTINGS, USER_CONFIG_DIR, patches
+from ultralytics.utils import LOGGER, SETTINGS, USER_CONFIG_DIR, patches
 from ultralytics.utils.events import events
 
 _INTEGRATIONS = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb", "vscode_msg")
@@ -30,3 +32,14 @@ def settle() -> None:
     for name in _FONTS:
         if not (USER_CONFIG_DIR / name).exists():
             shutil.copyfile(font, USER_CONFIG_DIR / name)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back what Ultralytics logs below a warning, such as advice to run commands of its own."""
+    level = LOGGER.level
+    LOGGER.setLevel("WARNING")
+    try:
+        yield
+    finally:
+        LOGGER.setLevel(level)

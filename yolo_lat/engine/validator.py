@@ -114,6 +114,14 @@ class LatValidator(DetectionValidator):
         )
         return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in outputs]
 
+    def plot_predictions(
+        self, batch: dict[str, Any], preds: list[dict[str, torch.Tensor]], ni: int, max_det: int | None = None
+    ) -> None:
+        """Draw predictions; boxes turned inside out, which a hardly trained model gives, cannot be drawn."""
+        upright = [(p["bboxes"][:, 2:] > p["bboxes"][:, :2]).all(1) for p in preds]
+        kept = [{key: p[key][keep] for key in p} for p, keep in zip(preds, upright, strict=True)]
+        super().plot_predictions(batch, kept, ni, max_det)
+
     def pred_to_json(self, predn: dict[str, torch.Tensor], pbatch: dict[str, Any]) -> None:
         """Collect one image's predictions, in pixels of the original image."""
         categories = self.dataloader.dataset.split.category_ids

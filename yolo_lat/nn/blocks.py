@@ -20,12 +20,13 @@ from yolo_lat.ela import Kernel, exact_linear_attention, get_kernel
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """Turn channels-first tokens (B, heads·D, ...) into the attention layout (B, heads, L, D) without a copy."""
-    return x.flatten(2).unflatten(1, (heads, -1)).transpose(-1, -2)
+    # Reshaping with sizes read off the tensor, unlike unflatten, stays dynamic in an exported graph.
+    return x.reshape(x.shape[0], heads, x.shape[1] // heads, -1).transpose(-1, -2)
 
 
 def merge_heads(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     """Turn (B, heads, L, D) back into channels-first (B, heads·D, *size)."""
-    return x.transpose(-1, -2).flatten(1, 2).unflatten(-1, size)
+    return x.transpose(-1, -2).reshape(x.shape[0], x.shape[1] * x.shape[3], *size)
 
 
 def check_heads(width: int, heads: int) -> None:

@@ -72,9 +72,12 @@ class CrossScaleELA(nn.Module):
         y = ela_state(k, v, self.kernel).query(split_heads(self.q(tokens), self.heads))
         local = _side_by_side([conv(x) for conv, x in zip(self.local, levels, strict=True)])
         y = tokens + self.ffn(merge_heads(y, tokens.shape[-2:]) + local)
-        sizes = [x.shape[-2:] for x in levels]
-        parts = y.split([h * w for h, w in sizes], dim=2)
-        return [part.unflatten(2, size).squeeze(-1) for part, size in zip(parts, sizes, strict=True)]
+        out, start = [], 0
+        for x in levels:  # slices and reshapes by sizes read off the tensors stay dynamic in an exported graph
+            end = start + x.shape[2] * x.shape[3]
+            out.append(y[:, :, start:end].reshape(x.shape))
+            start = end
+        return out
 
 
 def _side_by_side(levels: list[Tensor]) -> Tensor:
