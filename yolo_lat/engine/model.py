@@ -221,7 +221,7 @@ class YOLOLAT(Model):
             check_image_size(imgsz, int(max(self.model.stride)), rectangles)
         else:
             check_image_size(imgsz, self.stride, rectangles)
-            if imgsz is not None and self.fixed_size and self.fixed_size not in ([imgsz, imgsz], list(as_list(imgsz))):
+            if imgsz is not None and self.fixed_size and self.fixed_size not in ([imgsz, imgsz], as_list(imgsz)):
                 raise UserError(
                     f"imgsz={imgsz}: {self.model_name} is exported for {self.fixed_size} alone; leave imgsz out or "
                     "export with dynamic=True"
