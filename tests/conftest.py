@@ -15,24 +15,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import yaml
+from small_training import SIZE, TRAIN
 
 import yolo_lat  # noqa: F401 - before Ultralytics, which reads its settings' place once
 from yolo_lat.data.shapes import CLASSES, ShapesConfig, generate
-
-SIZE = 96
-TRAIN = {
-    "imgsz": SIZE,
-    "batch": 4,
-    "nbs": 4,
-    "device": "cpu",
-    "workers": 0,
-    "plots": False,
-    "verbose": False,
-    "optimizer": "AdamW",
-    "lr0": 0.005,
-    "warmup_epochs": 0,
-    "mosaic": 0.0,
-}
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,9 @@ def test_torch_and_ultralytics_are_never_imported(models):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif("CUDAExecutionProvider" not in ort.get_available_providers(), reason="onnxruntime without CUDA")
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or "CUDAExecutionProvider" not in ort.get_available_providers(), reason="no CUDA"
+)
 def test_cuda_equals_cpu(models):
     file = models["dynamic"][0]
     for on_gpu, on_cpu in zip(OnnxDetector(file, device="cuda:0")(PHOTOS), OnnxDetector(file)(PHOTOS), strict=True):

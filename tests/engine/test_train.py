@@ -7,8 +7,8 @@ import shutil
 import pytest
 import torch
 import yaml
+from small_training import TRAIN
 
-from tests.conftest import TRAIN
 from yolo_lat import YOLOLAT
 from yolo_lat.errors import UserError
 from yolo_lat.nn.model import LatModel
