@@ -170,7 +170,7 @@ def test_on_cuda_at_25600_tokens(name: str, dtype: torch.dtype) -> None:
         ((1, 2, 3, 4), (1, 2, 3, 4), (1, 2, 3, 4), (1, 2), "mask must be"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(q, k, v, mask, message) -> None:  # type: ignore[no-untyped-def]
+def test_shapes_that_do_not_fit_are_refused(q, k, v, mask, message) -> None:
     hidden = None if mask is None else torch.ones(*mask, dtype=torch.bool)
     with pytest.raises(ValueError, match=message):
         exact_linear_attention(torch.zeros(*q), torch.zeros(*k), torch.zeros(*v), mask=hidden)

@@ -89,7 +89,7 @@ def test_heads_split_and_merge() -> None:
 
 
 @pytest.mark.parametrize("build", [lambda: ELA2d(30, 30), lambda: CrossScaleELA([30], 30), lambda: ELABlock(8, 30)])
-def test_heads_that_do_not_divide_the_width(build) -> None:  # type: ignore[no-untyped-def]
+def test_heads_that_do_not_divide_the_width(build) -> None:
     with pytest.raises(ValueError, match=r"heads=4 does not divide the width 30; use one of \[1, 2, 3, 5, 6"):
         build()
 
@@ -123,7 +123,7 @@ class TestHyperLink:
     @pytest.mark.parametrize("upsample", [[1], [1, 2, 3], [1, 0], [1, 1.5]])
     def test_wrong_factors(self, upsample: list[float]) -> None:
         with pytest.raises(ValueError, match="one whole factor for each of the 2 inputs"):
-            HyperLink([8, 8], 8, upsample)  # type: ignore[arg-type]
+            HyperLink([8, 8], 8, upsample)
 
 
 class TestCrossScaleELA:
@@ -141,7 +141,7 @@ class TestCrossScaleELA:
         levels = maps(16, 16, 16)
         block = settled(CrossScaleELA([16, 16, 16], 16, memory=[0, 2]), levels)
 
-        def state_of(level: Tensor):  # type: ignore[no-untyped-def]
+        def state_of(level: Tensor):
             tokens = level.flatten(2).unsqueeze(-1)
             k, v = (split_heads(t, block.heads) for t in block.kv(tokens).split(block.widths, dim=1))
             return ela_state(k, v, block.kernel)
