@@ -33,7 +33,7 @@ from yolo_lat.cli import dispatch, explain, parse
 from yolo_lat.cli_help import MODES
 from yolo_lat.data import spec as data_spec
 from yolo_lat.data.reader import read_split
-from yolo_lat.data.spec import load_dataset
+from yolo_lat.data.registry import load_dataset
 from yolo_lat.ela import KERNELS
 from yolo_lat.errors import UserError
 from yolo_lat.nn import LatModel, load_model_yaml, model_names

@@ -8,7 +8,7 @@ import pytest
 from ultralytics.cfg import get_cfg
 
 from yolo_lat.data.dataset import LatDataset
-from yolo_lat.data.reader import DetectionSplit, ImageLabels
+from yolo_lat.data.labels import DetectionSplit, ImageLabels
 
 
 def labels(path: Path, number: int, rows: list[tuple[int, list[float], bool]]) -> ImageLabels:

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools.coco import COCO
 
-from yolo_lat.data.reader import DetectionSplit, label_file, read_split
-from yolo_lat.data.spec import DatasetSpec, SplitSpec, load_dataset
+from yolo_lat.data.labels import DetectionSplit
+from yolo_lat.data.reader import read_split
+from yolo_lat.data.registry import load_dataset
+from yolo_lat.data.spec import DatasetSpec, SplitSpec
+from yolo_lat.data.yolo_txt import label_file
 from yolo_lat.errors import UserError
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}]
@@ -256,6 +259,6 @@ def test_any_label_text_is_read_or_refused(tmp_path_factory, text):
     cv2.imwrite(str(root / "images/a.png"), np.zeros((8, 8, 3), np.uint8))
     (root / "labels").mkdir()
     (root / "labels/a.txt").write_text(text, encoding="utf-8")
-    spec = DatasetSpec("any", root / "data.yaml", ("a",), {"val": SplitSpec((root / "images",))}, (1,))
+    spec = DatasetSpec("any", root / "data.yaml", root, ("a",), {"val": SplitSpec((root / "images",))})
     with suppress(UserError):
         read_split(spec, "val", progress=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from yolo_lat.data.spec import load_dataset
+from yolo_lat.data.registry import load_dataset
 from yolo_lat.errors import UserError
 
 
@@ -47,15 +47,14 @@ def refusal(data) -> str:
 def test_names_as_list_or_dict(root, names):
     spec = load_dataset(write(root, YOLO | {"names": names}))
     assert spec.names == ("cat", "dog")
-    assert spec.category_ids == (1, 2)
     assert spec.splits["val"].images == (root / "images/val",)
     assert spec.splits["val"].annotations is None
     assert set(spec.splits) == {"train", "val"}
 
 
-def test_names_and_category_ids_come_from_the_coco_json_in_the_order_of_ids(root):
+def test_names_come_from_the_coco_json_in_the_order_of_ids(root):
     spec = load_dataset(write(root, COCO))
-    assert (spec.names, spec.category_ids) == (("dog", "cat"), (3, 7))
+    assert (spec.names, spec.format) == (("dog", "cat"), "coco")
     assert spec.splits["train"].annotations == root / "train.json"
 
 
@@ -80,7 +79,6 @@ def test_a_split_may_list_several_folders(root):
         ({"path": "nowhere"}, "key path: no folder {root}/nowhere"),
         ({"train": None}, "key train is missing"),
         ({"val": None}, "key val is missing"),
-        ({"val": "images/test"}, "key val: no such path {root}/images/test"),
         ({"names": None}, "key names is missing"),
         ({"names": {0: "cat", 2: "dog"}}, "key names: class numbers must run from 0 to 1 without a gap"),
         ({"names": {1: "cat", 2: "dog"}}, "key names: class numbers must run from 0 to 1"),
@@ -92,9 +90,17 @@ def test_a_split_may_list_several_folders(root):
         ({"coco_json": {"training": "train.json"}}, "key coco_json: must map splits to files"),
         ({"coco_json": {"train": None, "val": "val.json"}}, "key coco_json: must map splits to files"),
         ({"coco_json": {"train": "train.json"}}, "key coco_json: has no file for val"),
-        ({"coco_json": {"train": "no.json", "val": "val.json"}}, "key coco_json: train: no such path {root}/no.json"),
         ({"test": "images/val", "coco_json": COCO["coco_json"]}, "key coco_json: has no file for test"),
-        ({"coco_json": COCO["coco_json"]}, "key names: 2 names differ from the 2 in coco_json"),
+        ({"format": "pascal"}, "key format: 'pascal' must be yolo or voc"),
+        ({"format": "coco"}, "key format: 'coco' does not go with coco_json as it is given"),
+        ({"coco_json": COCO["coco_json"], "format": "yolo"}, "key format: 'yolo' does not go with coco_json"),
+        ({"voc_first_pixel": 2}, "key voc_first_pixel: is 2, not 0 or 1"),
+        ({"subset": [5]}, "key subset: is [5]; give counts"),
+        ({"subset": {"trian": 5}}, "key subset: unknown key 'trian'; did you mean 'train'?"),
+        ({"subset": {"test": 5}}, "key subset: unknown key 'test'"),
+        ({"subset": {"train": 0}}, "key subset: train is 0"),
+        ({"subset": {"train": 1.5}}, "key subset: train is 1.5"),
+        ({"subset": {"train": True}}, "key subset: train is True"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -103,6 +109,27 @@ def test_a_wrong_key_is_named(root, change, wanted):
     message = refusal(file)
     assert message.startswith(str(file))
     assert wanted.format(root=root) in message
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        (
+            {"val": "images/test"},
+            "split val of data: no such path {root}/images/test; correct it or",
+        ),
+        ({"coco_json": {"train": "train.json", "val": "no.json"}}, "split val of data: no such path {root}/no.json"),
+    ],
+    ids=["images", "annotations"],
+)
+def test_missing_files_are_named_by_the_split_that_needs_them_and_by_no_other(root, change, wanted):
+    file = write(root, YOLO | change)
+    spec = load_dataset(file)
+    assert spec.split("train").images == (root / "images/train",)
+    with pytest.raises(UserError) as caught:
+        spec.split("val")
+    assert str(caught.value).startswith(str(file))
+    assert wanted.format(root=root) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -148,30 +175,6 @@ def test_broken_json_is_refused_with_its_line(root):
     (root / "train.json").write_bytes(b"\xff\xd8\xff")
     assert "train.json: not a text file" in refusal(write(root, COCO))
     assert "cannot be read" in refusal(write(root, COCO | {"coco_json": {"train": "images", "val": "val.json"}}))
-
-
-def test_coco_is_looked_for_under_the_datasets_folder_and_its_tree_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("YOLO_LAT_DATASETS", str(tmp_path))
-    message = refusal("coco")
-    for part in ("images/train2017", "images/val2017", "annotations/instances_val2017.json", "cocodataset.org"):
-        assert part in message
-    assert f"{tmp_path}/coco" in message
-    assert "YOLO_LAT_DATASETS" in message
-    for split in ("train", "val"):
-        (tmp_path / f"coco/images/{split}2017").mkdir(parents=True)
-    message = refusal("coco")
-    assert "lacks annotations/instances_train2017.json, annotations/instances_val2017.json;" in message
-    (tmp_path / "coco/annotations").mkdir()
-    for split in ("train", "val"):
-        content = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]}
-        (tmp_path / f"coco/annotations/instances_{split}2017.json").write_text(json.dumps(content))
-    assert load_dataset("coco").splits["val"].images == (tmp_path / "coco/images/val2017",)
-
-
-def test_datasets_lie_under_the_working_directory_unless_told_otherwise(tmp_path, monkeypatch):
-    monkeypatch.delenv("YOLO_LAT_DATASETS", raising=False)
-    monkeypatch.chdir(tmp_path)
-    assert f"{tmp_path}/datasets/coco" in refusal("coco")
 
 
 def test_unknown_data_set_suggests_the_nearest_name():

@@ -11,7 +11,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from yolo_lat.data.reader import DetectionSplit, ImageLabels
+from yolo_lat.data.labels import DetectionSplit, ImageLabels
 from yolo_lat.engine.evaluate import COCO_NUMBERS, evaluate_detections, evaluate_predictions
 from yolo_lat.errors import UserError
 

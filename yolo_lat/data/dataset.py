@@ -9,7 +9,7 @@ import numpy as np
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOGGER, colorstr
 
-from yolo_lat.data.reader import DetectionSplit, ImageLabels
+from yolo_lat.data.labels import DetectionSplit, ImageLabels
 
 
 class LatDataset(YOLODataset):

@@ -15,8 +15,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from rich.table import Table
 
-from yolo_lat.data.reader import DetectionSplit, read_split
-from yolo_lat.data.spec import load_dataset, read_json
+from yolo_lat.data.files import read_json
+from yolo_lat.data.labels import DetectionSplit
+from yolo_lat.data.reader import read_split
+from yolo_lat.data.registry import load_dataset
 from yolo_lat.errors import UserError
 
 COCO_NUMBERS = {

@@ -16,7 +16,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from ultralytics.utils.torch_utils import parse_device
 
-from yolo_lat.data.spec import load_dataset
+from yolo_lat.data.registry import load_dataset
 from yolo_lat.engine import offline
 from yolo_lat.engine.checkpoint import load_pt, load_safetensors, onnx_metadata, save_safetensors
 from yolo_lat.engine.predictor import LatPredictor

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from yolo_lat.data.reader import read_split
-from yolo_lat.data.spec import datasets_dir, load_dataset
+from yolo_lat.data.registry import datasets_dir, load_dataset
 from yolo_lat.deploy import OnnxDetector
 from yolo_lat.engine.model import YOLOLAT
 

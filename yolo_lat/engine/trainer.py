@@ -12,8 +12,10 @@ from ultralytics.utils import DEFAULT_CFG, RANK, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
 
 from yolo_lat.data.dataset import LatDataset
-from yolo_lat.data.reader import DetectionSplit, read_split
-from yolo_lat.data.spec import DatasetSpec, load_dataset
+from yolo_lat.data.labels import DetectionSplit
+from yolo_lat.data.reader import read_split
+from yolo_lat.data.registry import load_dataset
+from yolo_lat.data.spec import DatasetSpec
 from yolo_lat.engine.checkpoint import pt_to_safetensors
 from yolo_lat.engine.validator import LatValidator, ultralytics_data
 from yolo_lat.errors import UserError

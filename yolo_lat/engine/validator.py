@@ -16,7 +16,8 @@ from ultralytics.utils.metrics import DetMetrics
 
 from yolo_lat.data.dataset import LatDataset
 from yolo_lat.data.reader import read_split
-from yolo_lat.data.spec import DatasetSpec, load_dataset
+from yolo_lat.data.registry import load_dataset
+from yolo_lat.data.spec import DatasetSpec
 from yolo_lat.engine.evaluate import CocoResult, evaluate_detections
 from yolo_lat.errors import UserError
 

@@ -1,0 +1,34 @@
+"""What can be wrong with a data set, and what a reader does when it meets it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from yolo_lat.errors import UserError
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that keeps a data set from being used as it is.
+
+    Attributes:
+        kind: `image` (missing or broken file), `size` (another size than annotated), `labels` (malformed annotation) or
+            `class` (a class that the data set does not name).
+        file: where the fault is.
+        message: one sentence: what is wrong, where and what to do.
+    """
+
+    kind: str
+    file: Path
+    message: str
+
+
+Report = Callable[[Fault], None]
+"""Told of every fault; where it returns, the reader leaves the faulty row or image out and goes on."""
+
+
+def refuse(fault: Fault) -> None:
+    """Raise UserError: training and evaluation take a data set without faults or not at all."""
+    raise UserError(fault.message)

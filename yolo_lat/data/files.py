@@ -1,0 +1,57 @@
+"""Read the text files that describe data, with the line of what is wrong in them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from yolo_lat.errors import UserError
+
+
+def read_yaml(file: Path) -> Any:
+    """Read a YAML file.
+
+    Raises:
+        UserError: unreadable or not YAML; the message names the line.
+    """
+    try:
+        return yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "not a text file"
+        raise UserError(f"{file}{line}: not valid YAML ({problem}); mend the file") from error
+    except RecursionError as error:
+        raise UserError(f"{file}: not valid YAML (nested too deeply); mend the file") from error
+
+
+_UNUSED = ("segmentation", "keypoints", "caption")  # most of a COCO file, and nothing to a detector
+
+
+def _without_unused(row: dict[str, Any]) -> dict[str, Any]:
+    for key in _UNUSED:
+        row.pop(key, None)
+    return row
+
+
+def read_json(file: Path) -> Any:
+    """Read a JSON file, without the polygons and key points that COCO's have.
+
+    Raises:
+        UserError: unreadable or not JSON; the message names the line.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"), object_hook=_without_unused)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}); mend the file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not a text file; give a JSON") from error
+    except RecursionError as error:
+        raise UserError(f"{file}: not valid JSON (nested too deeply); mend the file") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give a JSON file") from error
