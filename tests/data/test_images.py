@@ -97,3 +97,38 @@ def test_sources_without_images_are_refused(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x81")
     with pytest.raises(UserError, match=r"list\.txt: neither an image nor a text file"):
         list_images([tmp_path / "list.txt"])
+
+
+def test_a_list_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"list\.txt: neither an image nor a text file that lists images"):
+        list_images([tmp_path / "list.txt"])
+
+
+def test_lists_outside_of_image_sets_are_taken_as_they_are(tmp_path):
+    for folder in ("JPEGImages", "ImageSets/Main"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "JPEGImages/5.png").touch()
+    for name in ("list.txt", "ImageSets/list.txt", "ImageSets/Main/list.txt"):
+        (tmp_path / name).write_text("5\n")
+    assert list_images([tmp_path / "list.txt"]) == [tmp_path / "5"]
+    assert list_images([tmp_path / "ImageSets/list.txt"]) == [tmp_path / "ImageSets/5"]
+    assert list_images([tmp_path / "ImageSets/Main/list.txt"]) == [tmp_path / "JPEGImages/5.png"]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp", ".tif"])
+def test_damaged_bytes_are_read_or_refused(tmp_path, suffix):
+    rng = np.random.default_rng(0)
+    content = np.frombuffer(cv2.imencode(suffix, NOISE[:8, :8])[1].tobytes(), np.uint8)
+    file = tmp_path / f"a{suffix}"
+    for _ in range(200):
+        damaged = content.copy()
+        places = rng.integers(0, len(damaged), 3)
+        damaged[places] = rng.integers(0, 256, 3)
+        file.write_bytes(damaged.tobytes())
+        try:
+            width, height = image_size(file)
+        except UserError as error:
+            assert len(str(error).splitlines()) == 1  # noqa: PT017 - either outcome is right
+        else:
+            assert width > 0
+            assert height > 0

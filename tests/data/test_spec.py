@@ -1,12 +1,14 @@
 """Data YAMLs and the registry: what they resolve to, and the one sentence for each way of getting them wrong."""
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import yaml
 
 from yolo_lat.data.registry import load_dataset
+from yolo_lat.data.spec import Subset
 from yolo_lat.errors import UserError
 
 
@@ -85,6 +87,14 @@ def test_a_split_may_list_several_folders(root):
         ({"names": {"a": "cat", 1: "dog"}}, "key names: class numbers must run from 0 to 1"),
         ({"names": ["cat", "cat"]}, "key names: must list each class name once"),
         ({"names": "cat"}, "key names: must list each class name once"),
+        ({"names": ["cat", False]}, "key names: False is read as no text; put the name in quotes"),
+        ({"names": {0: "cat", 1: None}}, "key names: None is read as no text"),
+        ({"names": ["cat", ["dog"]]}, "key names: ['dog'] is read as no text"),
+        ({"path": {"a": 1}}, "key path: {{'a': 1}} is not a path"),
+        ({"path": "a\0"}, "key path: 'a\\x00' is not a path"),
+        ({"train": "x" * 5000}, "is not a path; correct it"),
+        ({"train": ["images", None]}, "key train: None is not a path"),
+        ({"val": "a\nb"}, "key val: 'a\\nb' is not a path"),
         ({"nc": 3}, "key nc: says 3 classes, but names lists 2"),
         ({"coco_json": "train.json"}, "key coco_json: must map splits to files"),
         ({"coco_json": {"training": "train.json"}}, "key coco_json: must map splits to files"),
@@ -139,7 +149,12 @@ def test_missing_files_are_named_by_the_split_that_needs_them_and_by_no_other(ro
         ("train: a\n\tval: b\n", ", line 2: not valid YAML"),
         ("- a\n- b\n", ": not a data YAML; it needs the keys path, train, val and names"),
         ("", ": not a data YAML"),
-        ("a: \0", ": not valid YAML (not a text file)"),
+        ("a: \0", ": not valid YAML (a character or value that it does not have)"),
+        ("a: !!bool maybe", ": not valid YAML (a character or value that it does not have)"),
+        ("a: !!timestamp x", ": not valid YAML (a character or value that it does not have)"),
+        ("a: !!int ''", ": not valid YAML (a character or value that it does not have)"),
+        ("a: 2026-02-30", ": not valid YAML (a character or value that it does not have)"),
+        ("[" * 600, ": not valid YAML (nested too deeply)"),
     ],
 )
 def test_broken_yaml_is_refused_with_its_line(root, text, wanted):
@@ -149,7 +164,7 @@ def test_broken_yaml_is_refused_with_its_line(root, text, wanted):
 
 def test_yaml_that_is_no_text_is_refused(root):
     (root / "data.yaml").write_bytes(b"\xff\xfe\xfa")
-    assert "data.yaml: not valid YAML (not a text file)" in refusal(root / "data.yaml")
+    assert "data.yaml: not UTF-8 text; save it as UTF-8" in refusal(root / "data.yaml")
 
 
 @pytest.mark.parametrize(
@@ -158,8 +173,13 @@ def test_yaml_that_is_no_text_is_refused(root):
         ([], "key categories: is empty"),
         ([{"id": 1}], "its categories lack id or name"),
         ([{"id": 1, "name": "a"}, {"id": 1, "name": "b"}], "key categories: id 1 is given twice"),
-        ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "key categories: name a is given twice"),
+        ([{"id": 1, "name": "a"}, {"id": 2, "name": "a"}], "key categories: name 'a' is given twice"),
         (None, "its categories lack id or name"),
+        ([{"id": "1", "name": "a"}], "key categories: id '1', name 'a' are not a whole number and a text"),
+        ([{"id": 1.5, "name": "a"}], "id 1.5, name 'a' are not"),
+        ([{"id": True, "name": "a"}], "id True, name 'a' are not"),
+        ([{"id": 10**400, "name": "a"}], "id a number of more than 30 digits, name 'a' are not"),
+        ([{"id": 1, "name": None}], "id 1, name None are not"),
     ],
 )
 def test_broken_categories_are_refused(root, categories, wanted):
@@ -173,7 +193,7 @@ def test_broken_json_is_refused_with_its_line(root):
     (root / "train.json").write_text('{"images": [],\n"annotations": [}\n')
     assert f"{root / 'train.json'}, line 2: not valid JSON" in refusal(write(root, COCO))
     (root / "train.json").write_bytes(b"\xff\xd8\xff")
-    assert "train.json: not a text file" in refusal(write(root, COCO))
+    assert "train.json: not UTF-8 text" in refusal(write(root, COCO))
     assert "cannot be read" in refusal(write(root, COCO | {"coco_json": {"train": "images", "val": "val.json"}}))
 
 
@@ -186,3 +206,49 @@ def test_a_split_that_is_not_described_is_refused(root):
     spec = load_dataset(write(root, YOLO))
     with pytest.raises(UserError, match="has no split 'test', only train, val"):
         spec.split("test")
+
+
+def test_a_key_without_value_is_missing_and_unknown_keys_are_ignored(root):
+    assert load_dataset(write(root, YOLO | {"test": None, "roboflow": {"a": 1}, "nc": 2})).names == ("cat", "dog")
+
+
+def test_aliases_that_unfold_without_end_are_refused_at_once(root):
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+    for key in ("path", "train", "names", "nc", "format", "subset", "coco_json", "voc_first_pixel"):
+        content = YOLO | {"subset": {"train": 1}}
+        lines = "".join(f"{k}: {json.dumps(v)}\n" for k, v in content.items() if k != key)
+        message = refusal(write(root, f"{bomb}{lines}{key}: *a59\n"))
+        assert f"key {key}" in message
+        assert len(message) < 500
+
+
+def test_a_link_in_a_circle_is_refused(root):
+    (root / "loop").symlink_to("loop")
+    assert "key train: 'loop' is not a path" in refusal(write(root, YOLO | {"train": "loop"}))
+
+
+def test_a_download_needs_names_that_no_annotation_tells_yet(root):
+    file = write(root, {**COCO, "path": "later", "download": "https://example.org/later.zip"})
+    assert f"{file}: key names is missing; list the class names, which a download needs" in refusal(file)
+    spec = load_dataset(write(root, {**COCO, "path": "later", "download": "x", "names": ["cat"]}))
+    with pytest.raises(UserError, match="or add download=true to fetch what the YAML's key download names"):
+        spec.split("val")
+
+
+def test_a_smaller_subset_lies_in_a_larger_one_and_order_does_not_matter():
+    paths = [Path(f"{i:03}.jpg") for i in range(200)]
+    chosen = {count: Subset(count, 3).choose(paths) for count in (1, 20, 100, 200)}
+    for small, large in pairwise(chosen):
+        assert len(chosen[small]) == small
+        assert set(chosen[small]) < set(chosen[large])
+        assert chosen[small] == sorted(chosen[small])
+    assert set(Subset(20, 3).choose(paths[::-1])) == set(chosen[20])
+    assert set(Subset(20, 3).choose([Path("/other") / path for path in paths])) == {"/other" / p for p in chosen[20]}
+    assert Subset(20, 4).choose(paths) != chosen[20]
+    assert len({path.name[0] for path in chosen[20]}) == 2, "not the first ones"
+    with pytest.raises(UserError, match="the subset asks for 201 images, but there are 200; ask for fewer"):
+        Subset(201).choose(paths)
+
+
+def test_file_names_need_not_be_utf_8():
+    assert Subset(1).choose([Path("\udcff.jpg")]) == [Path("\udcff.jpg")]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from yolo_lat.data.faults import shown
 from yolo_lat.data.files import read_json
 from yolo_lat.errors import UserError
 
 
-def listed_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
+def listed_names(where: str, content: dict[str, Any]) -> tuple[str, ...]:
     """Return the class names under the key `names` of a data YAML, empty where there is none.
+
+    Messages begin with `where`.
 
     Raises:
         UserError: names that do not number the classes from 0 on, or another count than the key `nc` says.
@@ -19,14 +23,19 @@ def listed_names(file: Path, content: dict[str, Any]) -> tuple[str, ...]:
     names, count = content.get("names"), content.get("nc")
     if isinstance(names, dict):
         if set(names) != set(range(len(names))):
-            raise UserError(f"{file}, key names: class numbers must run from 0 to {len(names) - 1} without a gap")
+            raise UserError(f"{where}, key names: class numbers must run from 0 to {len(names) - 1} without a gap")
         names = [names[i] for i in range(len(names))]
     if names is None:
         names = []
-    if not isinstance(names, list) or len(set(map(str, names))) != len(names):
-        raise UserError(f"{file}, key names: must list each class name once")
+    if not isinstance(names, list):
+        raise UserError(f"{where}, key names: must list each class name once")
+    for name in names:
+        if not isinstance(name, str | int | float) or isinstance(name, bool):  # a bare `no` or `on` is a truth value
+            raise UserError(f"{where}, key names: {shown(name)} is read as no text; put the name in quotes")
+    if len(set(map(str, names))) != len(names):
+        raise UserError(f"{where}, key names: must list each class name once")
     if count is not None and names and count != len(names):
-        raise UserError(f"{file}, key nc: says {count} classes, but names lists {len(names)}; make them agree")
+        raise UserError(f"{where}, key nc: says {shown(count)} classes, but names lists {len(names)}; make them agree")
     return tuple(map(str, names))
 
 
@@ -49,12 +58,22 @@ def categories(content: Any, file: Path) -> dict[int, str]:
         UserError: malformed, empty or ambiguous categories.
     """
     try:
-        rows = [(int(row["id"]), str(row["name"])) for row in content["categories"]]
-    except (TypeError, KeyError, ValueError, OverflowError) as error:
+        rows = [(row["id"], row["name"]) for row in content["categories"]]
+    except (TypeError, KeyError) as error:
         raise UserError(f"{file}: not a COCO JSON, its categories lack id or name; mend the file") from error
     if not rows:
         raise UserError(f"{file}, key categories: is empty; list the classes there")
-    for what, values in (("id", [str(i) for i, _ in rows]), ("name", [name for _, name in rows])):
-        if twice := [value for value in values if values.count(value) > 1]:
-            raise UserError(f"{file}, key categories: {what} {twice[0]} is given twice; drop one")
+    for number, name in rows:
+        if not is_id(number) or not isinstance(name, str):
+            where = f"{file}, key categories: id {shown(number)}, name {shown(name)}"
+            raise UserError(f"{where} are not a whole number and a text; mend them")
+    for what, values in (("id", [number for number, _ in rows]), ("name", [name for _, name in rows])):
+        value, count = Counter(values).most_common(1)[0]
+        if count > 1:
+            raise UserError(f"{file}, key categories: {what} {shown(value)} is given twice; drop one")
     return dict(sorted(rows))
+
+
+def is_id(value: Any) -> bool:
+    """Return whether a value of a COCO JSON can be the id of something."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**62

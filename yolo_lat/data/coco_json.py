@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from yolo_lat.data.class_names import categories
-from yolo_lat.data.faults import Fault, Report
+from yolo_lat.data.class_names import categories, is_id
+from yolo_lat.data.faults import Fault, Report, shown
 from yolo_lat.data.files import read_json
-from yolo_lat.data.labels import ImageLabels, image_labels
+from yolo_lat.data.labels import MAX_PIXELS, ImageLabels, image_labels
 from yolo_lat.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -66,14 +66,15 @@ def read_coco(
     if not isinstance(content["images"], list) or not isinstance(annotations, list):
         raise UserError(f"{file}: images and annotations must be lists; mend the file")
     names = categories(content, file)
-    class_of = {category: spec.names.index(name) for category, name in names.items() if name in spec.names}
-    entries = _images(content["images"], folder, file, report)
-    if not entries:
+    numbers = {name: class_id for class_id, name in enumerate(spec.names)}
+    class_of = {category: numbers[name] for category, name in names.items() if name in numbers}
+    if not content["images"]:
         raise UserError(f"{file}, key images: is empty; list the images there")
+    entries = _images(content["images"], folder, file, report)
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     known = {entry["id"] for entry in entries.values()}
-    for row in annotations:
-        if fault := _annotation_fault(row, file, names, class_of, spec, known):
+    for number, row in enumerate(annotations):
+        if fault := _annotation_fault(row, number, file, names, class_of, spec, known):
             report(fault)
         else:
             by_image[row["image_id"]].append(row)
@@ -83,15 +84,11 @@ def read_coco(
         entry = entries[path]
         if size is None:
             continue
-        if size != (entry.get("width", size[0]), entry.get("height", size[1])):
-            report(
-                Fault(
-                    "size",
-                    path,
-                    f"{file}: image {entry['file_name']} is given as {entry.get('width')}x{entry.get('height')} pixels "
-                    f"but has {size[0]}x{size[1]}; correct the entry or replace the image",
-                )
-            )
+        given = entry.get("width", size[0]), entry.get("height", size[1])
+        if size != given:
+            wrong = f"is given as {shown(given[0])}x{shown(given[1])} pixels but has {size[0]}x{size[1]}"
+            message = f"{file}: image {entry['file_name']} {wrong}; correct the entry or replace the image"
+            report(Fault("size", file, message))
         rows = by_image.get(entry["id"], [])
         images.append(
             image_labels(
@@ -121,11 +118,11 @@ def _images(rows: list[Any], folder: Path, file: Path, report: Report) -> dict[P
     for number, row in enumerate(rows):
         problem, path = None, None
         if not isinstance(row, dict):
-            problem = f"{row!r} is not an object with id and file_name; mend or drop it"
-        elif not _is_id(row.get("id")):
-            problem = f"id is {row.get('id')!r}, not a number; mend it"
-        elif not isinstance(row.get("file_name"), str) or "\0" in row["file_name"]:
-            problem = f"file_name is {row.get('file_name')!r}, not a text; mend it"
+            problem = f"{shown(row)} is not an object with id and file_name; mend or drop it"
+        elif not is_id(row.get("id")):
+            problem = f"id is {shown(row.get('id'))}, not a whole number; mend it"
+        elif not _is_file_name(row.get("file_name")):
+            problem = f"file_name is {shown(row.get('file_name'))}, not the name of a file; mend it"
         elif row["id"] in ids:
             problem = f"id {row['id']} is given twice; drop one"
         else:
@@ -143,33 +140,52 @@ def _images(rows: list[Any], folder: Path, file: Path, report: Report) -> dict[P
 
 
 def _annotation_fault(
-    row: Any, file: Path, names: dict[int, str], class_of: dict[int, int], spec: DatasetSpec, images: set[int]
+    row: Any,
+    number: int,
+    file: Path,
+    names: dict[int, str],
+    class_of: dict[int, int],
+    spec: DatasetSpec,
+    images: set[int],
 ) -> Fault | None:
+    where = f"{file}, entry {number} of annotations"
     if not isinstance(row, dict):
-        return Fault("labels", file, f"{file}: annotation {row!r} is not an object; mend or drop it")
+        return Fault("labels", file, f"{where}: {shown(row)} is not an object; mend or drop it")
+    if "id" in row:
+        where = f"{file}, annotation id {shown(row['id'])}"
     box, category, image = (row.get(key) for key in ("bbox", "category_id", "image_id"))
     kind, problem = "labels", ""
-    if not _is_id(image):
-        problem = f"image_id is {image!r}, not a number; mend or drop it"
+    if not is_id(image):
+        problem = f"image_id is {shown(image)}, not a whole number; mend or drop it"
     elif image not in images:
         problem = f"image_id {image} is not among the images; add or drop it"
-    elif not _is_id(category) or category not in names:
-        kind, problem = "class", f"category_id {category} is not among the categories; add or drop it"
+    elif not is_id(category) or category not in names:
+        kind, problem = "class", f"category_id {shown(category)} is not among the categories; add or drop it"
     elif category not in class_of:
         hint = nearest(names[category], spec.names) or "; add or drop it"
-        kind, problem = "class", f"category '{names[category]}' is not among the names of {spec.file}{hint}"
-    elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)) or min(box[2:]) < 0:
-        problem = f"bbox {box} is not [x, y, width, height] in pixels; mend or drop it"
-    elif not _is_number(row.get("area", 0)):
-        problem = f"area {row['area']!r} is not a number; mend or drop it"
+        kind, problem = "class", f"category {shown(names[category])} is not among the names of {spec.file}{hint}"
+    elif not isinstance(box, list) or len(box) != 4 or not all(map(_is_pixels, box)) or min(box[2:]) < 0:
+        problem = f"bbox {shown(box)} is not [x, y, width, height] in pixels; mend or drop it"
+    elif not _is_number(row.get("area", 0)) or not 0 <= row.get("area", 0) < MAX_PIXELS**2:
+        problem = f"area {shown(row['area'])} is not a number of square pixels; mend or drop it"
     elif row.get("iscrowd", 0) not in (0, 1):
-        problem = f"iscrowd {row['iscrowd']!r} is neither 0 nor 1; mend it"
-    return Fault(kind, file, f"{file}, annotation id {row.get('id')}: {problem}") if problem else None
-
-
-def _is_id(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        problem = f"iscrowd {shown(row['iscrowd'])} is neither 0 nor 1; mend it"
+    return Fault(kind, file, f"{where}: {problem}") if problem else None
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_pixels(value: Any) -> bool:
+    return _is_number(value) and abs(value) < MAX_PIXELS
+
+
+def _is_file_name(value: Any) -> bool:
+    if not isinstance(value, str) or len(value.splitlines()) != 1 or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:  # half of a surrogate pair
+        return False
+    return True

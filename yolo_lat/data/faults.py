@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from yolo_lat.errors import UserError
 
@@ -23,6 +25,22 @@ class Fault:
     kind: str
     file: Path
     message: str
+
+
+class _Short(reprlib.Repr):
+    """The first few parts of a value, whatever its size: aliases make a short YAML unfold without end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring = 2, 60
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if abs(x) < 10**30 else "a number of more than 30 digits"  # Python prints 4300 digits at most
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message quotes it: in one line and not at length."""
+    return _Short().repr(value)
 
 
 Report = Callable[[Fault], None]

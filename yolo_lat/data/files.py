@@ -10,6 +10,9 @@ import yaml
 
 from yolo_lat.errors import UserError
 
+# PyYAML lets Python's own errors through where a value is not what its tag says, such as `!!bool maybe`.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
+
 
 def read_yaml(file: Path) -> Any:
     """Read a YAML file.
@@ -18,16 +21,20 @@ def read_yaml(file: Path) -> Any:
         UserError: unreadable or not YAML; the message names the line.
     """
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8"))
+        return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); give a YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or "not a text file"
-        raise UserError(f"{file}{line}: not valid YAML ({problem}); mend the file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text; save it as UTF-8") from error
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{file}{line}: not valid YAML ({error.problem}); mend the file") from error
     except RecursionError as error:
         raise UserError(f"{file}: not valid YAML (nested too deeply); mend the file") from error
+    except _YAML_ERRORS as error:
+        raise UserError(
+            f"{file}: not valid YAML (a character or value that it does not have); mend the file"
+        ) from error
 
 
 _UNUSED = ("segmentation", "keypoints", "caption")  # most of a COCO file, and nothing to a detector
@@ -46,11 +53,13 @@ def read_json(file: Path) -> Any:
         UserError: unreadable or not JSON; the message names the line.
     """
     try:
-        return json.loads(file.read_text(encoding="utf-8"), object_hook=_without_unused)
+        return json.loads(file.read_text(encoding="utf-8-sig"), object_hook=_without_unused)
     except json.JSONDecodeError as error:
         raise UserError(f"{file}, line {error.lineno}: not valid JSON ({error.msg}); mend the file") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not a text file; give a JSON") from error
+        raise UserError(f"{file}: not UTF-8 text; give a JSON") from error
+    except ValueError as error:
+        raise UserError(f"{file}: not valid JSON (a number of thousands of digits); mend the file") from error
     except RecursionError as error:
         raise UserError(f"{file}: not valid JSON (nested too deeply); mend the file") from error
     except OSError as error:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+MAX_PIXELS = 1e9  # no image is as long; sums and products of coordinates below it are finite
+
 
 @dataclass(frozen=True, slots=True)
 class ImageLabels:

@@ -46,8 +46,8 @@ def read_split(
     if part.annotations is not None:
         if len(part.images) != 1 or not part.images[0].is_dir():
             raise UserError(
-                f"{spec.file}: a split with coco_json needs one folder of images, not {len(part.images)} paths; name "
-                "the one that its file names start from"
+                f"{spec.file}, key {split}: with coco_json it needs to be one folder of images; name the one that its "
+                "file names start from"
             )
         coco = read_coco(part.annotations, part.images[0], spec, measure, part.choose, report)
         return DetectionSplit(name, spec.names, coco.category_ids, coco.images, coco.labelled)

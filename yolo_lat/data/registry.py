@@ -7,13 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from yolo_lat.data.data_yaml import describe, read_data_yaml, with_subset
+from yolo_lat.data.data_yaml import describe, path_in, read_data_yaml, with_subset
+from yolo_lat.data.faults import shown
 from yolo_lat.data.files import read_yaml
 from yolo_lat.data.spec import SPLITS, DatasetSpec
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.resources import resource
 
 _REQUIRED = ("about", "licence", "size", "path")
+_TEXTS = (*_REQUIRED, "source", "subset_of")
 
 
 def datasets_dir() -> Path:
@@ -37,14 +39,26 @@ def registry() -> dict[str, dict[str, Any]]:
         if not isinstance(content, dict):
             raise UserError(f"{own}: must map names to data sets; see datasets.yaml of this package for the keys")
         for name, entry in content.items():
+            where = f"{own}, entry {name if isinstance(name, str) and name.isprintable() else shown(name)}"
             if name in entries:
-                raise UserError(f"{own}, entry {name}: is a name of this package's own; choose another")
-            given = entry if isinstance(entry, dict) else {}
-            required = _REQUIRED[:-1] if "subset_of" in given else _REQUIRED
-            if lacking := [key for key in required if not given.get(key)]:
-                raise UserError(f"{own}, entry {name}: lacks {', '.join(lacking)}; add what is missing")
-            entries[str(name)] = {**entry, "file": own}
+                raise UserError(f"{where}: is a name of this package's own; choose another")
+            entries[str(name)] = {**_own_entry(entry, where), "file": own}
     return entries
+
+
+def _own_entry(entry: Any, where: str) -> dict[str, Any]:
+    """Return an entry of the user's file with its texts in one line each."""
+    given = entry if isinstance(entry, dict) else {}
+    required = _REQUIRED[:-1] if "subset_of" in given else _REQUIRED
+    if lacking := [key for key in required if not given.get(key)]:
+        raise UserError(f"{where}: lacks {', '.join(lacking)}; add what is missing")
+    texts = {key: given[key] for key in _TEXTS if key in given}
+    for key, value in texts.items():
+        if not isinstance(value, str | int | float):
+            raise UserError(f"{where}, key {key}: {shown(value)} is not a text; correct it")
+    if "generate" in given:
+        raise UserError(f"{where}, key generate: is for this package's own data sets; give train and val")
+    return {**given, **{key: " ".join(str(value).split()) for key, value in texts.items()}}
 
 
 def load_dataset(data: str | Path) -> DatasetSpec:
@@ -58,8 +72,9 @@ def load_dataset(data: str | Path) -> DatasetSpec:
         UserError: unknown name or broken YAML.
     """
     file = Path(data)
-    if file.suffix in (".yaml", ".yml") or file.is_file():
-        if not file.is_file():
+    there = _is_file(file)
+    if file.suffix in (".yaml", ".yml") or there:
+        if not there:
             names = ", ".join(registry())
             raise UserError(f"data={data}: no such file; give the path of a data YAML or one of {names}")
         if file.suffix == ".json":
@@ -67,7 +82,7 @@ def load_dataset(data: str | Path) -> DatasetSpec:
                 f"data={data}: is annotations alone; write a data YAML with the keys train, val and coco_json"
             )
         return read_data_yaml(file.absolute())
-    name, _, part = str(data).partition(":")
+    name, colon, part = str(data).partition(":")
     entries = registry()
     if name not in entries:
         close = nearest(name, entries)
@@ -75,15 +90,16 @@ def load_dataset(data: str | Path) -> DatasetSpec:
             f"data={data}: no data set of that name{close}; give a YAML path or one of {', '.join(entries)}"
         )
     entry = complete(entries, name)
-    root = datasets_dir() / entry["path"]
+    where = f"{entry['file']}, entry {name}"
+    root = path_in(datasets_dir(), entry["path"], f"{where}, key path")
     if "generate" in entry:
         from yolo_lat.data.shapes import ShapesConfig, generate
 
         generate(root, ShapesConfig(**entry["generate"]))
         spec = read_data_yaml(root / "data.yaml", name)
     else:
-        spec = describe(name, entry["file"], root.resolve(), entry, _advice(root, entry))
-    if not part:
+        spec = describe(name, entry["file"], root, entry, _advice(root, entry), where)
+    if not colon:
         return spec
     counts = {**entry.get("subset", {}), **_counts(str(data), part)}
     return replace(with_subset(spec, counts, f"data={data}"), name=str(data))
@@ -106,6 +122,13 @@ def tree(entry: dict[str, Any]) -> list[str]:
     return [f"{entry['path']}/{path}" for path in [*listed, *(entry.get("coco_json") or {}).values()]]
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for a file
+        return False
+
+
 def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value] if value else []
 
@@ -123,7 +146,7 @@ def _counts(data: str, text: str) -> dict[str, int]:
     counts: dict[str, int] = {}
     for word in text.split(","):
         key, _, value = word.partition("=")
-        if not value.isascii() or not value.isdigit():
+        if not value.isascii() or not value.isdigit() or len(value) > 9:
             raise UserError(f"data={data}: '{word}' is no count; write for example train=2000,val=500,seed=1")
         counts[key.strip()] = int(value)
     return counts

@@ -15,10 +15,17 @@ SPLITS = ("train", "val", "test")
 
 @dataclass(frozen=True)
 class Subset:
-    """A part of a split that depends on nothing but file names, seed and count; a smaller one lies in a larger one."""
+    """A part of a split that depends on nothing but file names, seed and count; a smaller one lies in a larger one.
+
+    Attributes:
+        count: images.
+        seed: another one gives another choice.
+        origin: begins the message when there are not so many.
+    """
 
     count: int
     seed: int = 0
+    origin: str = field(repr=False, compare=False, default="the subset")
 
     def choose(self, paths: list[Path]) -> list[Path]:
         """Return `count` of the paths, in their order.
@@ -27,10 +34,11 @@ class Subset:
             UserError: there are not so many.
         """
         if self.count > len(paths):
-            raise UserError(f"a subset of {self.count} images was asked for, but there are {len(paths)}; ask for fewer")
+            raise UserError(f"{self.origin} asks for {self.count} images, but there are {len(paths)}; ask for fewer")
 
         def rank(path: Path) -> bytes:
-            return hashlib.blake2b(f"{self.seed}/{path.name}".encode(), digest_size=8).digest()
+            name = f"{self.seed}/{path.name}".encode(errors="surrogateescape")  # a name need not be UTF-8
+            return hashlib.blake2b(name, digest_size=8).digest()
 
         chosen = set(sorted(paths, key=rank)[: self.count])
         return [path for path in paths if path in chosen]

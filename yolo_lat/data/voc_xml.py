@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from yolo_lat.data.faults import Fault, Report
-from yolo_lat.data.labels import ImageLabels, image_labels
+from yolo_lat.data.faults import Fault, Report, shown
+from yolo_lat.data.labels import MAX_PIXELS, ImageLabels, image_labels
 from yolo_lat.errors import nearest
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def xml_file(image: Path) -> Path:
         if parts[i] in _IMAGE_FOLDERS:
             parts[i] = "Annotations"
             break
-    return Path(*parts).with_suffix(".xml")
+    return Path(*parts[:-1], f"{image.stem}.xml")
 
 
 def read_voc_labels(path: Path, image_id: int, size: tuple[int, int], spec: DatasetSpec, report: Report) -> ImageLabels:
@@ -44,7 +44,7 @@ def read_voc_labels(path: Path, image_id: int, size: tuple[int, int], spec: Data
         class_of = {name: class_id for class_id, name in enumerate(spec.names)}
         for number, node in enumerate(root.iter("object"), start=1):
             name = _name(node)
-            where = f"{file}, object {number} ('{name}')"
+            where = f"{file}, object {number} ({shown(name)})"
             if name not in class_of:
                 hint = nearest(name, class_of) or "; correct it or add the name"
                 report(Fault("class", file, f"{where}: is not among the {len(class_of)} names in {spec.file}{hint}"))
@@ -82,7 +82,9 @@ def _parse(file: Path, image: Path, report: Report) -> ElementTree.Element | Non
     else:
         if root.tag == "annotation":
             return root
-        report(Fault("labels", file, f"{file}: holds <{root.tag}>, not the <annotation> of Pascal VOC; mend the file"))
+        report(
+            Fault("labels", file, f"{file}: holds {shown(root.tag)}, not the <annotation> of Pascal VOC; mend the file")
+        )
     return None
 
 
@@ -93,8 +95,8 @@ def _check_size(root: ElementTree.Element, file: Path, size: tuple[int, int], re
             Fault(
                 "size",
                 file,
-                f"{file}: gives the image as {given[0]}x{given[1]} pixels but it has {size[0]}x{size[1]}; correct the "
-                "size or replace the image",
+                f"{file}: gives the image as {' x '.join(map(shown, given))} pixels but it has {size[0]} x {size[1]}; "
+                "correct the size or replace the image",
             )
         )
 
@@ -110,8 +112,8 @@ def _box(node: ElementTree.Element, first_pixel: int) -> list[float]:
         corners = [float(text) for text in texts]
     except ValueError:
         corners = [math.nan]
-    if not all(map(math.isfinite, corners)):
-        raise ValueError(f"bndbox is {texts}, not the numbers xmin, ymin, xmax and ymax; mend it")
+    if not all(abs(corner) < MAX_PIXELS for corner in corners):
+        raise ValueError(f"bndbox is {shown(texts)}, not the pixels xmin, ymin, xmax and ymax; mend it")
     x1, y1, x2, y2 = corners
     box = [x1 - first_pixel, y1 - first_pixel, x2 - x1 + first_pixel, y2 - y1 + first_pixel]
     if min(box[2:]) < 0:
@@ -122,5 +124,5 @@ def _box(node: ElementTree.Element, first_pixel: int) -> list[float]:
 def _flag(node: ElementTree.Element, key: str) -> bool:
     text = (node.findtext(key) or "0").strip()
     if text not in ("0", "1"):
-        raise ValueError(f"{key} '{text}' is neither 0 nor 1; mend it")
+        raise ValueError(f"{key} {shown(text)} is neither 0 nor 1; mend it")
     return text == "1"

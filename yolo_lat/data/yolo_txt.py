@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from yolo_lat.data.faults import Fault, Report
+from yolo_lat.data.faults import Fault, Report, shown
 from yolo_lat.data.labels import ImageLabels, image_labels
 
 if TYPE_CHECKING:
     from yolo_lat.data.spec import DatasetSpec
 
 _TOLERANCE = 0.01  # annotation tools round outwards
+
+
+class _UnknownClassError(ValueError):
+    pass
 
 
 def label_file(image: Path) -> Path:
@@ -39,7 +43,7 @@ def read_yolo_labels(
     except FileNotFoundError:
         lines = []
     except UnicodeDecodeError:
-        report(Fault("labels", file, f"{file}: not a text file; labels are rows of numbers, write it anew"))
+        report(Fault("labels", file, f"{file}: not UTF-8 text; labels are rows of numbers, save it as UTF-8"))
         lines = []
     except OSError as error:
         report(Fault("labels", file, f"{file}: cannot be read ({error.strerror}); make it a readable text file"))
@@ -51,7 +55,7 @@ def read_yolo_labels(
         try:
             class_id, box = _parse_row(line, spec)
         except ValueError as error:
-            kind = "class" if "is not a number from" in str(error) else "labels"
+            kind = "class" if isinstance(error, _UnknownClassError) else "labels"
             report(Fault(kind, file, f"{file}, line {number}: {error}"))
             continue
         class_ids.append(class_id)
@@ -69,11 +73,12 @@ def _parse_row(line: str, spec: DatasetSpec) -> tuple[int, list[float]]:
     try:
         row = [float(v) for v in values]
     except ValueError:
-        raise ValueError(f"'{line.strip()}' is not a row of numbers; mend it") from None
+        advice = "separate the numbers by spaces" if "," in line else "mend it"
+        raise ValueError(f"{shown(line.strip())} is not a row of numbers; {advice}") from None
     if len(row) != 5 and (len(row) < 7 or len(row) % 2 == 0):
         raise ValueError(f"has {len(row)} numbers; a row is class, centre x, centre y, width, height")
-    if row[0] not in range(len(spec.names)):
-        raise ValueError(
+    if not (row[0].is_integer() and 0 <= row[0] < len(spec.names)):
+        raise _UnknownClassError(
             f"class {values[0]} is not a number from 0 to {len(spec.names) - 1} of names in {spec.file}; "
             "correct the row or add the name"
         )
