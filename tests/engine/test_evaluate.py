@@ -1,65 +1,20 @@
 """The twelve numbers against pycocotools called by hand, in the cases where evaluators differ."""
 
-import contextlib
 import io
 import itertools
 import json
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from rich.console import Console
+from scenes import CATEGORIES, drawn, found, guesses, official, scene, unlabelled
 
 from yolo_lat.data.labels import DetectionSplit, ImageLabels
+from yolo_lat.data.reader import read_split
+from yolo_lat.data.registry import load_dataset
 from yolo_lat.engine.evaluate import COCO_NUMBERS, evaluate_detections, evaluate_predictions
 from yolo_lat.errors import UserError
-
-CATEGORIES = (3, 7, 11)
-
-
-def official(truth: dict, detections: list[dict], folder: Path) -> dict[str, float]:
-    """The twelve numbers from files, as pycocotools' own example computes them."""
-    (folder / "truth.json").write_text(json.dumps(truth))
-    (folder / "found.json").write_text(json.dumps(detections))
-    with contextlib.redirect_stdout(io.StringIO()):
-        gt = COCO(str(folder / "truth.json"))
-        evaluation = COCOeval(gt, gt.loadRes(str(folder / "found.json")), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    return dict(zip(COCO_NUMBERS, evaluation.stats.tolist(), strict=True))
-
-
-def scene(seed: int, images: int = 6, crowds: bool = False, classes: int = 3) -> DetectionSplit:
-    """Random boxes of all three COCO sizes; the third class is without ground truth where `classes` is 2."""
-    rng = np.random.default_rng(seed)
-    labels = []
-    for number in range(images):
-        n = int(rng.integers(0, 9))
-        boxes = np.concatenate([rng.uniform(0, 300, (n, 2)), rng.uniform(5, 200, (n, 2))], axis=1)
-        areas = boxes[:, 2] * boxes[:, 3] * rng.uniform(0.4, 1, n)
-        crowd = rng.random(n) < (0.4 if crowds else 0)
-        labels.append(
-            ImageLabels(Path(f"{number}.jpg"), 100 + number, 640, 480, rng.integers(0, classes, n), boxes, areas, crowd)
-        )
-    return DetectionSplit("scene", ("a", "b", "c"), CATEGORIES, labels)
-
-
-def guesses(split: DetectionSplit, seed: int, spare: int = 3) -> list[dict]:
-    """Detections near the ground truth, some of the wrong class, and `spare` false ones an image."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for image in split.images:
-        boxes = image.boxes_xywh + rng.normal(0, 4, image.boxes_xywh.shape)
-        boxes = np.concatenate([boxes, rng.uniform(5, 200, (spare, 4))])
-        classes = np.concatenate([image.class_ids, rng.integers(0, 3, spare)])
-        for box, class_id in zip(boxes, classes, strict=True):
-            if rng.random() < 0.1:
-                class_id = rng.integers(0, 3)
-            row = {"image_id": image.image_id, "category_id": CATEGORIES[class_id], "bbox": box.tolist()}
-            rows.append(row | {"score": float(rng.random())})
-    return rows
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -78,6 +33,7 @@ def test_numbers_are_those_of_pycocotools(tmp_path, seed, case, spare):
     assert np.nanmean(result.class_ap) == pytest.approx(expected["AP"], abs=1e-12)
     assert result.class_ap.shape == (3, 10)
     assert np.isnan(result.class_ap[2]).all() == (case.get("classes") == 2)
+    assert result.analysis.names == ("a", "b", "c")
 
 
 def test_the_cap_of_100_detections_and_crowds_matter_in_these_scenes():
@@ -177,3 +133,105 @@ def test_missing_predictions_are_refused(shapes, tmp_path):
 def test_predictions_for_an_empty_list_are_zero(shapes, tmp_path):
     (tmp_path / "none.json").write_text("[]")
     assert evaluate_predictions(tmp_path / "none.json", shapes).numbers["AP"] == 0
+
+
+def edge_areas(split: DetectionSplit, values: tuple[float, ...]) -> DetectionSplit:
+    rng = np.random.default_rng(0)
+    images = [replace(image, areas=rng.choice(values, len(image.areas))) for image in split.images]
+    return replace(split, images=images)
+
+
+def flat(split: DetectionSplit) -> DetectionSplit:
+    """Half of the boxes without width."""
+    images = [replace(i, boxes_xywh=i.boxes_xywh * [1, 1, n % 2, 1]) for n, i in enumerate(split.images)]
+    return replace(split, images=images)
+
+
+def equal_scores(rows: list[dict]) -> list[dict]:
+    return [row | {"score": round(row["score"] * 3) / 3} for row in rows]
+
+
+def exact(split: DetectionSplit) -> list[dict]:
+    keys = ("image_id", "category_id", "bbox")
+    return [{key: row[key] for key in keys} | {"score": 0.5} for row in split.ground_truth()["annotations"]]
+
+
+ODD = {
+    "plain": lambda s: (scene(s), guesses(scene(s), s)),
+    "no detections": lambda s: (scene(s), []),
+    "no images": lambda s: (replace(scene(s), images=[]), []),
+    "no ground truth": lambda s: (drawn([], []), found([(0, (1, 2, 30, 40), 0.5)], [])),
+    "crowds": lambda s: (scene(s, crowds=True), guesses(scene(s, crowds=True), s)),
+    "more than 100": lambda s: (scene(s), guesses(scene(s), s, 450)),
+    "equal scores": lambda s: (scene(s), equal_scores(guesses(scene(s), s, 450))),
+    "equal scores and overlaps": lambda s: (scene(s, crowds=True), 2 * exact(scene(s, crowds=True))),
+    "absent class": lambda s: (scene(s, classes=2), guesses(scene(s, classes=2), s)),
+    "areas on bounds": lambda s: (edge_areas(scene(s), (0, 1024, 9216, 1e10)), exact(scene(s))),
+    "areas out of range": lambda s: (edge_areas(scene(s), (-5, 0, 5000, 1e11)), guesses(scene(s), s)),
+    "flat truth": lambda s: (flat(scene(s)), exact(flat(scene(s)))),
+    "flat detections": lambda s: (scene(s), exact(flat(scene(s)))),
+    "inverted": lambda s: (scene(s), [row | {"bbox": [9, 9, -5, 20]} for row in guesses(scene(s), s)]),
+    "odd scores": lambda s: (scene(s), [row | {"score": 4 - 9 * row["score"]} for row in guesses(scene(s), s)]),
+    "unsorted categories": lambda s: (replace(scene(s), category_ids=(11, 3, 7)), guesses(scene(s), s)),
+}
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("case", ODD)
+def test_the_fast_evaluation_finds_the_same(case, seed):
+    split, rows = ODD[case](seed)
+    slow, fast = evaluate_detections(split, rows), evaluate_detections(split, rows, fast=True)
+    assert fast.numbers == pytest.approx(slow.numbers, abs=1e-9)
+    np.testing.assert_allclose(fast.class_ap, slow.class_ap, atol=1e-9)
+    with pytest.raises(ValueError, match="fast evaluation"):
+        fast.class_table()
+
+
+def test_the_fast_evaluation_finds_the_same_on_a_run(run):
+    rows = json.loads((run.folder / "predictions.json").read_text())
+    split = read_split(load_dataset(run.data), "val")
+    slow, fast = evaluate_detections(split, rows), evaluate_detections(split, rows, fast=True)
+    assert fast.numbers == pytest.approx(slow.numbers, abs=1e-9)
+    np.testing.assert_allclose(fast.class_ap, slow.class_ap, atol=1e-9)
+    assert slow.numbers["AP"] > 0.001
+
+
+def test_classes_keep_their_order_when_category_ids_are_not_sorted():
+    split = replace(drawn([(0, (0, 0, 50, 50)), (1, (100, 0, 50, 50))]), category_ids=(9, 2, 5))
+    rows = [{"image_id": 1, "category_id": 9, "bbox": [0, 0, 50, 50], "score": 0.5}]
+    result = evaluate_detections(split, rows)
+    assert result.class_ap[:, 0].tolist() == pytest.approx([1, 0, np.nan], nan_ok=True)
+    assert result.analysis.classes["AP50"].tolist() == pytest.approx([1, 0, np.nan], nan_ok=True)
+    assert result.analysis.classes["detections"].tolist() == [1, 0, 0]
+
+
+def test_tables_show_classes_and_errors():
+    split = replace(scene(0, classes=2), names=("[bold]a", "b", "c"))
+    result = evaluate_detections(split, guesses(split, 1))
+    console = Console(width=150, record=True, file=io.StringIO())
+    console.print(result.class_table(), result.error_table())
+    text = console.export_text()
+    assert "[bold]a" in text
+    assert "nan" not in text
+    assert all(name in text for name in ("AR100", "localisation", "missed", "dAP50"))
+
+
+@pytest.mark.parametrize("plots", [True, False])
+def test_predictions_from_anywhere_are_written_out_too(run, tmp_path, plots):
+    rows = run.folder / "predictions.json"
+    result = evaluate_predictions(rows, run.data, save_dir=tmp_path / "a/b", plots=plots)
+    content = json.loads((tmp_path / "a/b/evaluation.json").read_text())
+    assert content["numbers"] == result.numbers == json.loads((tmp_path / "a/b/metrics.json").read_text())
+    assert content["predictions"] == str(rows)
+    assert content["data"] == str(run.data)
+    assert content["model"] is content["imgsz"] is None
+    assert len(list((tmp_path / "a/b").glob("*.png"))) == (5 if plots else 0)
+    theirs = json.loads((run.folder / "evaluation.json").read_text())
+    assert content["ground_truth"] == theirs["ground_truth"]
+    assert content["errors"] == theirs["errors"]
+
+
+def test_a_split_without_annotations_is_refused(shapes, tmp_path):
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(UserError, match="has no annotations to evaluate against"):
+        evaluate_predictions(tmp_path / "a.json", unlabelled(shapes, tmp_path), "test")

@@ -4,14 +4,21 @@ import contextlib
 import io
 import itertools
 import json
+import shutil
+from zipfile import ZipFile
 
 import pytest
 import yaml
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from ultralytics.utils import nms
+from scenes import unlabelled
+from small_training import SIZE, TRAIN
+from ultralytics import YOLO
+from ultralytics.utils import ROOT, nms
 
 from yolo_lat import YOLOLAT
+from yolo_lat.data.shapes import CLASSES
+from yolo_lat.engine import validator
 from yolo_lat.engine.evaluate import COCO_NUMBERS
 from yolo_lat.errors import UserError
 
@@ -144,3 +151,151 @@ def test_data_must_be_given_to_a_model_that_was_never_trained(tmp_path):
 def _tiny(folder):
     (folder / "a.yaml").write_text(yaml.safe_dump({"path": ".", "train": ".", "val": ".", "names": ["a"]}))
     return folder / "a.yaml"
+
+
+FIGURES = {"PR_curve", "confusion_matrix", "errors", "calibration", "per_class_AP"}
+WRITTEN = {"predictions.json", "metrics.json", "evaluation.json"}
+
+
+def check_written(folder, metrics, model, data):
+    """The files are there, agree with what was returned, and none of Ultralytics' own metric plots is among them."""
+    assert {file.name for file in folder.glob("*.json")} == WRITTEN
+    content = json.loads((folder / "evaluation.json").read_text())
+    assert content["numbers"] == metrics.coco == json.loads((folder / "metrics.json").read_text())
+    assert (content["model"], content["data"], content["split"]) == (str(model), str(data), "val")
+    assert content["images"] == 8
+    assert len(content["ground_truth"]) == 32
+    assert content["ground_truth"] == report_hash(data)
+    assert content["confusion"]["true_by_detected"] == metrics.confusion_matrix.matrix.T.tolist()
+    return content
+
+
+def report_hash(data) -> str:
+    from yolo_lat.data.reader import read_split
+    from yolo_lat.data.registry import load_dataset
+    from yolo_lat.engine.report import ground_truth_hash
+
+    return ground_truth_hash(read_split(load_dataset(data), "val").ground_truth())
+
+
+def test_val_writes_the_evaluation_and_its_figures(detector, run, tmp_path):
+    metrics = detector.val(data=run.data, project=tmp_path, conf=0.002, iou=0.6, max_det=200, **VAL | {"plots": True})
+    content = check_written(tmp_path / "val", metrics, run.best, run.data)
+    assert [content[key] for key in ("imgsz", "conf", "iou", "max_det")] == [SIZE, 0.002, 0.6, 200]
+    assert {file.stem for file in (tmp_path / "val").glob("*.png")} == FIGURES
+    assert {"val_batch0_labels.jpg", "val_batch0_pred.jpg"} <= {file.name for file in (tmp_path / "val").iterdir()}
+    assert metrics.result.class_table().row_count == 8
+    assert metrics.result.error_table().row_count == 6
+
+
+def test_val_without_plots_draws_nothing(detector, run, tmp_path):
+    metrics = detector.val(data=run.data, project=tmp_path, **VAL)
+    check_written(tmp_path / "val", metrics, run.best, run.data)
+    assert not list((tmp_path / "val").glob("*.[pj][np]g"))
+
+
+def test_training_evaluates_its_best_weights_in_full(run):
+    content = check_written(run.folder, run.metrics, run.best, run.data)
+    assert content["numbers"]["AP"] > 0.001
+
+
+def test_epochs_are_evaluated_fast_and_the_end_by_pycocotools(shapes, tmp_path, monkeypatch):
+    evaluations = []
+
+    def recorded(split, detections, fast=False):
+        evaluations.append(fast)
+        return real(split, detections, fast)
+
+    real = validator.evaluate_detections
+    monkeypatch.setattr(validator, "evaluate_detections", recorded)
+    metrics = YOLOLAT("yolo-lat-p").train(
+        data=shapes, epochs=2, project=tmp_path, name="train", **TRAIN | {"plots": True}
+    )
+    assert evaluations == [True, True, False]
+    check_written(tmp_path / "train", metrics, tmp_path / "train/weights/best.pt", shapes)
+    # results.png are the curves of training
+    assert {file.stem for file in (tmp_path / "train").glob("*.png")} == FIGURES | {"results"}
+
+
+def test_one_class_is_evaluated_in_full_as_one_class(run, tmp_path):
+    metrics = YOLOLAT(run.best).val(data=run.data, single_cls=True, project=tmp_path, **VAL)
+    content = json.loads((tmp_path / "val/evaluation.json").read_text())
+    assert content["confusion"]["labels"] == ["item", "background"]
+    assert content["classes"][0]["AP"] == pytest.approx(metrics.coco["AP"])
+    assert metrics.confusion_matrix.matrix.shape == (2, 2)
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    """Ultralytics' own YOLOv8n for eight classes, untrained, as plain Ultralytics saves and exports it."""
+    folder = tmp_path_factory.mktemp("stock")
+    content = yaml.safe_load((ROOT / "cfg/models/v8/yolov8.yaml").read_text())
+    (folder / "yolov8n.yaml").write_text(yaml.safe_dump(content | {"nc": len(CLASSES)}))
+    model = YOLO(folder / "yolov8n.yaml")
+    model.model.names = dict(enumerate(CLASSES))
+    model.save(folder / "stock.pt")
+    YOLO(folder / "stock.pt").export(format="onnx", imgsz=SIZE)
+    return folder
+
+
+@pytest.mark.parametrize("file", ["stock.pt", "stock.onnx"])
+def test_stock_models_write_the_same(stock, shapes, tmp_path, file):
+    metrics = YOLOLAT(stock / file).val(data=shapes, project=tmp_path, **VAL)
+    check_written(tmp_path / "val", metrics, stock / file, shapes)
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["nms", "end2end"])
+def test_onnx_that_needs_no_suppression_writes_the_same(run, tmp_path, inside):
+    shutil.copy(run.best, tmp_path / "best.pt")
+    file = YOLOLAT(tmp_path / "best.pt").export(imgsz=SIZE, nms=inside, conf=0.001)
+    metrics = YOLOLAT(file).val(data=run.data, project=tmp_path, **VAL)
+    check_written(tmp_path / "val", metrics, file, run.data)
+    assert metrics.coco["AP"] > 0.0005
+
+
+def test_a_split_without_annotations_becomes_a_submission(detector, run, tmp_path):
+    data = unlabelled(run.data, tmp_path)
+    expected = detector.val(data=run.data, project=tmp_path / "a", **VAL)
+    submission = detector.val(data=data, split="test", project=tmp_path / "b", **VAL)
+    folder = tmp_path / "b/val"
+    name = "detections_held_back-test_best_results"
+    assert (submission.results, submission.archive) == (folder / f"{name}.json", folder / f"{name}.zip")
+    with ZipFile(submission.archive) as archive:
+        assert archive.namelist() == [f"{name}.json"]
+        assert archive.read(f"{name}.json") == submission.results.read_bytes()
+    rows = json.loads(submission.results.read_text())
+    ours = json.loads((tmp_path / "a/val/predictions.json").read_text())
+    assert len(rows) == len(ours) > 0
+    for row, our in zip(rows, ours, strict=True):
+        assert list(row) == ["image_id", "category_id", "bbox", "score"]
+        assert row["bbox"] == pytest.approx(our["bbox"], abs=5e-4)
+        assert row | {"bbox": 0} == our | {"bbox": 0}
+    assert len({row["image_id"] for row in rows}) == 8
+    assert {file.name for file in folder.iterdir()} == {f"{name}.json", f"{name}.zip", "data.yaml"}
+    with pytest.raises(UserError, match=r"held_back test has no annotations.*submit .*results\.zip to the evaluation"):
+        _ = submission.coco
+    stats = official(run.data.parent / "annotations/val.json", submission.results)
+    assert stats == pytest.approx(list(expected.coco.values()), abs=0.01)
+
+
+def test_a_submission_for_coco_has_the_name_that_its_server_asks_for(detector, run, tmp_path, monkeypatch):
+    data = unlabelled(run.data, tmp_path)
+    real = validator.load_dataset
+    monkeypatch.setattr("yolo_lat.engine.model.load_dataset", lambda name: real(data if name == "coco" else name))
+    monkeypatch.setattr(validator, "load_dataset", lambda name: real(data if name == "coco" else name))
+    submission = detector.val(data="coco", split="test", project=tmp_path, **VAL)
+    assert submission.archive.name == "detections_test-dev2017_best_results.zip"
+
+
+def test_a_submission_says_where_it_is_and_who_evaluates_it(detector, run, tmp_path, caplog):
+    data = unlabelled(run.data, tmp_path)
+    with caplog.at_level("INFO", logger="ultralytics"):
+        validator.LOGGER.propagate = True
+        try:
+            submission = detector.val(data=data, split="test", project=tmp_path, **VAL)
+        finally:
+            validator.LOGGER.propagate = False
+    message = next(line for line in caplog.messages if "has no annotations" in line)
+    assert str(submission.archive) in message
+    assert "on 8 images" in message
+    assert "COCO evaluation server" in message

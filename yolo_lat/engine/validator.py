@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import torch
 import yaml
 from rich.console import Console
 from ultralytics.cfg import get_cfg
 from ultralytics.models.yolo.detect import DetectionValidator
-from ultralytics.utils import colorstr, nms, ops
-from ultralytics.utils.metrics import DetMetrics
+from ultralytics.utils import LOGGER, colorstr, nms, ops
+from ultralytics.utils.metrics import ConfusionMatrix, DetMetrics
 
 from yolo_lat.data.dataset import LatDataset
+from yolo_lat.data.labels import DetectionSplit
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import load_dataset
 from yolo_lat.data.spec import DatasetSpec
-from yolo_lat.engine.evaluate import CocoResult, evaluate_detections
+from yolo_lat.engine import report
+from yolo_lat.engine.evaluate import CocoResult, evaluate_detections, given_data
 from yolo_lat.errors import UserError
 
 
 class LatMetrics(DetMetrics):
-    """Ultralytics' detection metrics in which everything called mAP is pycocotools'.
+    """Ultralytics' detection metrics in which everything called mAP is COCO's.
 
     Attributes:
-        result: what pycocotools found; `coco` are its twelve numbers by name.
+        result: what pycocotools found, during training faster-coco-eval; `coco` are its twelve numbers by name.
     """
 
     result: CocoResult
@@ -42,18 +47,46 @@ class LatMetrics(DetMetrics):
         self.box.all_ap = result.class_ap[list(self.box.ap_class_index)]
 
 
-class LatValidator(DetectionValidator):
-    """Evaluate a detector on a split with pycocotools, and save its predictions as a COCO results JSON.
+@dataclass(frozen=True)
+class Submission:
+    """What validation on images without annotations leaves: a file for an evaluation server, and no numbers.
 
-    Writes `predictions.json`, `metrics.json` (the twelve numbers by name) and, unless `plots=False`, figures to the run
-    folder. Every image counts: the time limit of Ultralytics' non-maximum suppression, which drops the rest of a slow
-    batch, is lifted.
+    Attributes:
+        split: data set and split, for messages.
+        results: the COCO results JSON.
+        archive: the same, zipped as the server takes it.
+    """
+
+    split: str
+    results: Path
+    archive: Path
+
+    @property
+    def coco(self) -> dict[str, float]:
+        """Refuse: the twelve numbers need annotations.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"{self.split} has no annotations, so there are no numbers; submit {self.archive} to the evaluation server"
+        )
+
+
+class LatValidator(DetectionValidator):
+    """Evaluate a detector on a split as COCO does, and save its predictions as a COCO results JSON.
+
+    After training and by itself it evaluates with pycocotools and writes `predictions.json`, `metrics.json` (the twelve
+    numbers by name), `evaluation.json` and, unless `plots=False`, figures to the run folder; during training it only
+    computes the numbers, faster. On a split without annotations it writes the file for the evaluation server and
+    `metrics` is a `Submission`. Every image counts: the time limit of Ultralytics' non-maximum suppression, which drops
+    the rest of a slow batch, is lifted.
 
     Raises:
         UserError: a data set that cannot be read, or whose classes are not the model's.
     """
 
-    metrics: LatMetrics
+    metrics: Any  # LatMetrics; a Submission once a split without annotations is done
 
     def __init__(
         self,
@@ -63,6 +96,7 @@ class LatValidator(DetectionValidator):
         _callbacks: dict[str, Any] | None = None,
     ) -> None:
         wanted = get_cfg(overrides=args)
+        self.given_data, self.given_model = given_data(wanted.data), str(wanted.model)
         self.spec = load_dataset(wanted.data)
         # Before the base makes the run folder, which broken data must not leave behind.
         self.split = None if dataloader is not None else read_split(self.spec, wanted.split)
@@ -71,6 +105,12 @@ class LatValidator(DetectionValidator):
         # Ultralytics reads the data set's description from a file of its own format.
         self.args.data = str(self.save_dir / "data.yaml")
         Path(self.args.data).write_text(yaml.safe_dump(ultralytics_data(self.spec)), encoding="utf-8")
+
+    def __call__(self, trainer: Any = None, model: Any = None, **kwargs: Any) -> Any:
+        """Validate; training's last call names the weights by their path."""
+        if isinstance(model, str | Path):
+            self.given_model = str(model)
+        return super().__call__(trainer, model, **kwargs)
 
     def build_dataset(self, img_path: Any, mode: str = "val", batch: int | None = None) -> LatDataset:
         """Read the split to validate on."""
@@ -134,24 +174,65 @@ class LatValidator(DetectionValidator):
 
     def get_stats(self) -> dict[str, Any]:
         """Evaluate the collected predictions."""
-        self.metrics.process(save_dir=self.save_dir, plot=self.args.plots, on_plot=self.on_plot)
-        self.metrics.take(evaluate_detections(self.dataloader.dataset.evaluated(), self.jdict))
+        split = self.dataloader.dataset.evaluated()
+        if not split.labelled:
+            self.metrics = self.submit(split)
+            return {}
+        # Without Ultralytics' plots: they are of its own matching, and would contradict the figures of `write`.
+        self.metrics.process(save_dir=self.save_dir, plot=False)
+        self.metrics.take(evaluate_detections(split, self.jdict, fast=self.training))
         self.metrics.clear_stats()
         return self.metrics.results_dict
 
+    def submit(self, split: DetectionSplit) -> Submission:
+        """Write the predictions in the form and under the name that COCO's evaluation server asks for."""
+        official = (self.given_data, self.args.split) == ("coco", "test")
+        testset = "test-dev2017" if official else re.sub(r"[^\w.-]+", "-", split.name)
+        name = f"detections_{testset}_{Path(self.given_model).stem}_results"
+        rows = [row | {"bbox": [round(v, 3) for v in row["bbox"]]} for row in self.jdict]
+        submission = Submission(split.name, self.save_dir / f"{name}.json", self.save_dir / f"{name}.zip")
+        submission.results.write_text(json.dumps(rows), encoding="utf-8")
+        with ZipFile(submission.archive, "w", ZIP_DEFLATED) as archive:
+            archive.write(submission.results, submission.results.name)
+        return submission
+
     def finalize_metrics(self) -> None:
-        """Write predictions and numbers."""
-        super().finalize_metrics()
-        if not self.training:
-            (self.save_dir / "predictions.json").write_text(json.dumps(self.jdict), encoding="utf-8")
-            self.metrics.result.save(self.save_dir / "metrics.json")
-            self.args.save_json = False  # all written; Ultralytics would write and evaluate once more
+        """Outside training, write predictions, numbers, analysis and figures, but none of Ultralytics' own matching."""
+        self.args.save_json = False  # all is written here; Ultralytics would write and evaluate once more
+        if isinstance(self.metrics, Submission):
+            return
+        self.metrics.speed, self.metrics.save_dir = self.speed, self.save_dir
+        result: CocoResult = self.metrics.result
+        if result.analysis is None:
+            return
+        self.confusion_matrix = ConfusionMatrix(names=dict(enumerate(result.analysis.names)))
+        self.confusion_matrix.matrix = result.analysis.confusion.T  # Ultralytics has true classes by column
+        self.metrics.confusion_matrix = self.confusion_matrix
+        (self.save_dir / "predictions.json").write_text(json.dumps(self.jdict), encoding="utf-8")
+        result.save(self.save_dir / "metrics.json")
+        about = report.about(
+            model=self.given_model,
+            data=self.given_data,
+            split=self.args.split,
+            imgsz=self.args.imgsz,
+            conf=self.args.conf,
+            iou=self.args.iou,
+            max_det=self.args.max_det,
+        )
+        for figure in result.write(self.save_dir, self.dataloader.dataset.evaluated(), about, self.args.plots):
+            self.on_plot(figure)
 
     def print_results(self) -> None:
         """Print Ultralytics' line for each class and, outside training, the twelve numbers."""
+        if isinstance(self.metrics, Submission):
+            LOGGER.info(
+                f"{self.metrics.split} has no annotations: {len(self.jdict)} predictions on {self.seen} images are in "
+                f"{self.metrics.archive}, and the twelve numbers come from the COCO evaluation server"
+            )
+            return
         super().print_results()
         if not self.training:
-            Console().print(self.metrics.result.table())
+            Console().print(self.metrics.result.table(), self.metrics.result.error_table(), sep="\n")
 
 
 def check_names(spec: DatasetSpec, names: dict[int, str]) -> None:
