@@ -158,3 +158,72 @@ def test_broken_data_leave_no_run_folder(txt_data, tmp_path, harm):
 def test_an_unknown_optimizer_is_refused(shapes, tmp_path):
     with pytest.raises(UserError, match="optimizer=Foo: unknown"):
         YOLOLAT("yolo-lat-p").train(data=shapes, epochs=1, project=tmp_path, **{**QUICK, "optimizer": "Foo"})
+
+
+GREY = [{"ToGray": {"p": 1.0}}]
+
+
+class Colours:
+    """Note for each epoch whether all of its batches are without colour, and with which of our transforms."""
+
+    def __init__(self) -> None:
+        self.grey: dict[int, bool] = {}
+
+    def __call__(self, trainer) -> None:
+        step, inner = trainer.preprocess_batch, self.grey
+
+        def preprocess(batch):
+            image = batch["img"]
+            flat = bool((image[:, :1] == image).all())
+            inner[trainer.epoch] = inner.get(trainer.epoch, True) and flat
+            return step(batch)
+
+        trainer.preprocess_batch = preprocess
+
+
+def test_augmentations_of_a_recipe_are_applied_to_every_batch(shapes, tmp_path):
+    pytest.importorskip("albumentations")
+    found = {}
+    for name, entries in (("with", GREY), ("without", None)):
+        recipe = tmp_path / f"{name}.yaml"
+        recipe.write_text(yaml.safe_dump({"augmentations": entries} if entries else {"epochs": 2}))
+        model, colours = YOLOLAT("yolo-lat-p"), Colours()
+        model.add_callback("on_train_start", colours)
+        arguments = {**QUICK, "mosaic": 1.0, "close_mosaic": 1, "val": False}
+        model.train(data=shapes, cfg=str(recipe), epochs=2, project=tmp_path, name=name, **arguments)
+        found[name] = colours.grey
+    assert found["with"] == {0: True, 1: True}  # the second epoch is without mosaic
+    assert found["without"] == {0: False, 1: False}
+    assert yaml.safe_load((tmp_path / "with/args.yaml").read_text())["augmentations"] == GREY
+    assert not yaml.safe_load((tmp_path / "without/args.yaml").read_text())["augmentations"]
+
+
+@pytest.mark.parametrize("way", ["path", "True"])
+def test_augmentations_go_on_after_an_interruption(shapes, tmp_path, way):
+    albumentations = pytest.importorskip("albumentations")
+    entries = ["HorizontalFlip", albumentations.ToGray(p=1)] if way == "path" else GREY
+    model = YOLOLAT("yolo-lat-p")
+    model.add_callback("on_model_save", Interrupted(1))
+    with pytest.raises(KeyboardInterrupt):
+        model.train(data=shapes, epochs=2, project=tmp_path, name="a", augmentations=entries, **QUICK)
+    last = tmp_path / "a/weights/last.pt"
+    model, colours = YOLOLAT(last if way == "True" else "yolo-lat-p"), Colours()
+    model.add_callback("on_train_start", colours)
+    model.train(resume=True if way == "True" else str(last))
+    assert colours.grey == {1: True}
+
+
+def test_broken_augmentations_leave_no_run_folder(shapes, tmp_path):
+    pytest.importorskip("albumentations")
+    for entries, message in (
+        (
+            ["ToGray", "Blurr"],
+            r"augmentations, entry 2 \(Blurr\): no albumentations transform of that name; did you mean",
+        ),
+        ([{"RandomCrop": {"height": 32, "width": 32}}], r"entry 1 \(RandomCrop\): turns an image of 64x64x3 uint8"),
+    ):
+        with pytest.raises(UserError, match=message):
+            YOLOLAT("yolo-lat-p").train(
+                data=shapes, epochs=1, augmentations=entries, project=tmp_path / "runs", **QUICK
+            )
+        assert not (tmp_path / "runs").exists()

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from ultralytics.data.augment import Albumentations, Compose
 from ultralytics.data.dataset import YOLODataset
 from ultralytics.utils import LOGGER, colorstr
 
+from yolo_lat.data.augment import Augmentations, build_augmentations
 from yolo_lat.data.labels import DetectionSplit, ImageLabels
+from yolo_lat.errors import UserError
 
 
 class LatDataset(YOLODataset):
     """An Ultralytics detection data set that takes its labels from a `DetectionSplit`.
 
-    Unlike its base it writes no cache beside the data, drops no image in silence, and reads COCO JSON.
+    Unlike its base it writes no cache beside the data, drops no image in silence, and reads COCO JSON. Albumentations
+    take part only when `hyp.augmentations` lists them: Ultralytics would add some of its own wherever the package
+    happens to be installed.
 
     Args:
         split: images and labels.
@@ -48,6 +54,59 @@ class LatDataset(YOLODataset):
         note = f", {left_out} boxes without area inside the image left out" if left_out else ""
         LOGGER.info(f"{colorstr(self.split.name + ':')} {len(labels)} images, {boxes} boxes{note}")
         return labels
+
+    def build_transforms(self, hyp: Any) -> Compose:
+        """Build the pipeline that makes a sample; `hyp.augmentations` act after mosaic, mixup and the like.
+
+        Raises:
+            UserError: augmentations that cannot be built.
+        """
+        hyp = copy(hyp)
+        entries, hyp.augmentations = getattr(hyp, "augmentations", None), []
+        pipeline = super().build_transforms(hyp)
+        transforms = build_augmentations(entries) if self.augment else []
+        if transforms:
+            places = [i for i, step in enumerate(pipeline.transforms) if isinstance(step, Albumentations)]
+            if len(places) != 1:
+                raise UserError(
+                    "augmentations: this Ultralytics has no place for them; install the one that we require"
+                )
+            pipeline.transforms[places[0]] = Augmentations(transforms)
+            listed = ", ".join(f"{type(transform).__name__} p={transform.p}" for transform in transforms)
+            LOGGER.info(f"{colorstr('augmentations:')} {listed}")
+        return pipeline
+
+
+def build_dataset(
+    split: DetectionSplit, hyp: Any, batch: int | None, stride: int, augment: bool = True, prefix: str = ""
+) -> LatDataset:
+    """Return the data set of a training: augmented to draw samples from, or letterboxed to validate on.
+
+    Args:
+        split: images and labels.
+        hyp: Ultralytics' training arguments, as `ultralytics.cfg.get_cfg` returns them.
+        batch: samples in a batch.
+        stride: the model's largest.
+        augment: for training rather than validation.
+        prefix: of messages.
+    """
+    return LatDataset(
+        split,
+        imgsz=hyp.imgsz,
+        batch_size=batch,
+        augment=augment,
+        hyp=hyp,
+        rect=hyp.rect or not augment,
+        cache=hyp.cache or None,
+        single_cls=hyp.single_cls,
+        stride=stride,
+        pad=0.0 if augment else 0.5,
+        prefix=prefix,
+        task="detect",
+        classes=hyp.classes,
+        data={"names": dict(enumerate(split.names)), "channels": 3},
+        fraction=hyp.fraction if augment else 1.0,
+    )
 
 
 def _label(image: ImageLabels) -> dict[str, Any]:

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import ast
-import colorsys
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
-import cv2
 import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
 from yolo_lat.deploy.postprocess import from_nms_free_output, from_raw_output
 from yolo_lat.deploy.preprocess import check_image, letterbox, to_input, unletterbox
+from yolo_lat.drawing import class_colour, draw_boxes
 from yolo_lat.errors import UserError
 
 INPUT_DTYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -61,24 +60,11 @@ class Detections:
     def draw(self, image_bgr: np.ndarray) -> np.ndarray:
         """Return a copy of the (H, W, 3) uint8 BGR image with every box, its class name and its score."""
         check_image(image_bgr)
-        canvas = image_bgr.copy()
-        line = max(round(max(canvas.shape) / 400), 1)
-        font, font_scale, font_line = cv2.FONT_HERSHEY_SIMPLEX, 0.3 * line, max(line // 2, 1)
+        class_ids = self.class_ids.tolist()
+        labels = [f"{self.names.get(i, i)} {score:.2f}" for i, score in zip(class_ids, self.scores, strict=True)]
+        colours = [class_colour(class_id) for class_id in class_ids]
         # Worst first, so that the best stay on top.
-        rows = zip(self.boxes_xyxy[::-1], self.scores[::-1], self.class_ids[::-1].tolist(), strict=True)
-        for box, score, class_id in rows:
-            # Golden-ratio steps keep the hues of neighbouring classes apart; half saturation keeps black text legible.
-            red_green_blue = colorsys.hsv_to_rgb(class_id * 0.618 % 1, 0.5, 1)
-            colour = [round(255 * channel) for channel in reversed(red_green_blue)]
-            x1, y1, x2, y2 = box.round().astype(int).tolist()
-            label = f"{self.names.get(class_id, class_id)} {score:.2f}"
-            (text_w, text_h), below = cv2.getTextSize(label, font, font_scale, font_line)
-            # Inside the image also when the box touches its top or right edge.
-            text_x, text_y = max(min(x1, canvas.shape[1] - text_w), 0), max(y1 - below, text_h)
-            cv2.rectangle(canvas, (x1, y1), (x2, y2), colour, line)
-            cv2.rectangle(canvas, (text_x, text_y - text_h), (text_x + text_w, text_y + below), colour, cv2.FILLED)
-            cv2.putText(canvas, label, (text_x, text_y), font, font_scale, (0, 0, 0), font_line, cv2.LINE_AA)
-        return canvas
+        return draw_boxes(image_bgr, self.boxes_xyxy[::-1], labels[::-1], colours[::-1])
 
 
 class OnnxDetector:

@@ -11,7 +11,8 @@ from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, RANK, colorstr
 from ultralytics.utils.torch_utils import unwrap_model
 
-from yolo_lat.data.dataset import LatDataset
+from yolo_lat.data.augment import check_augmentations
+from yolo_lat.data.dataset import LatDataset, build_dataset
 from yolo_lat.data.labels import DetectionSplit
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import load_dataset
@@ -26,11 +27,10 @@ from yolo_lat.nn.zoo import load_model_yaml
 class LatTrainer(DetectionTrainer):
     """Train a detector.
 
-    Both splits are read and checked before the run folder is made. Albumentations take part only when `augmentations`
-    names them: Ultralytics would add some of its own wherever the package happens to be installed.
+    Arguments, both splits and `augmentations` are read and checked before the run folder is made.
 
     Raises:
-        UserError: data that cannot be read, or a batch that does not fit into memory.
+        UserError: augmentations that cannot be used, data that cannot be read, a batch that does not fit into memory.
     """
 
     def __init__(
@@ -38,24 +38,32 @@ class LatTrainer(DetectionTrainer):
     ) -> None:
         self.splits: dict[str, DetectionSplit] = {}
         self.first_batch = 0
-        if overrides and overrides.get("data"):
-            self._read(load_dataset(overrides["data"]), overrides.get("split") or "val")
         super().__init__(cfg, overrides, _callbacks)
-        if getattr(self.args, "augmentations", None) is None:
-            self.args.augmentations = []
+
+    def check_resume(self, overrides: dict[str, Any]) -> None:
+        """Settle the arguments, those of the checkpoint if training goes on, and check what they name.
+
+        Augmentations become plain data: Ultralytics would take a recipe's for transforms that it has stored itself.
+        """
+        super().check_resume(overrides)
+        entries, imgsz = getattr(self.args, "augmentations", None), self.args.imgsz
+        side = max(imgsz) if isinstance(imgsz, list | tuple) else imgsz
+        self.args.augmentations = check_augmentations(entries, side)
+        if self.args.data:
+            self._read(load_dataset(self.args.data), self.args.split)
 
     def _read(self, spec: DatasetSpec, split: str) -> None:
         self.splits = {
             "train": read_split(spec, "train", progress=RANK in {-1, 0}),
             "val": read_split(spec, split, progress=RANK in {-1, 0}),
         }
+        for part in self.splits.values():
+            if not part.labelled:
+                raise UserError(f"{part.name} has no annotations, and training needs them; choose another split")
 
     def get_dataset(self) -> dict[str, Any]:
         """Return the data set's description in Ultralytics' keys."""
-        spec = load_dataset(self.args.data)
-        if not self.splits:  # resumed from a checkpoint, which knows the data set
-            self._read(spec, self.args.split)
-        data = ultralytics_data(spec)
+        data = ultralytics_data(load_dataset(self.args.data))
         data.setdefault(self.args.split, data["val"])
         if self.args.single_cls:
             data.update(names={0: "item"}, nc=1)
@@ -63,22 +71,13 @@ class LatTrainer(DetectionTrainer):
 
     def build_dataset(self, img_path: Any, mode: str = "train", batch: int | None = None) -> LatDataset:
         """Build the training set, augmented, or the validation set, letterboxed."""
-        return LatDataset(
+        return build_dataset(
             self.splits[mode],
-            imgsz=self.args.imgsz,
-            batch_size=batch,
-            augment=mode == "train",
-            hyp=self.args,
-            rect=self.args.rect or mode == "val",
-            cache=self.args.cache or None,
-            single_cls=self.args.single_cls,
+            self.args,
+            batch,
             stride=max(int(unwrap_model(self.model).stride.max()), 32),
-            pad=0.0 if mode == "train" else 0.5,
+            augment=mode == "train",
             prefix=colorstr(f"{mode}: "),
-            task="detect",
-            classes=self.args.classes,
-            data=self.data,
-            fraction=self.args.fraction if mode == "train" else 1.0,
         )
 
     def _build_train_pipeline(self) -> None:
