@@ -21,8 +21,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from yolo_lat import __version__
-from yolo_lat.cli import RUN, explain, main, merge_fragments, parse, parse_value
-from yolo_lat.cli_help import BARE_KEYS, DEPRECATED_KEYS, HIDDEN_KEYS, MODES, engine_sections, mode_help
+from yolo_lat.cli import RUN, explain, main
+from yolo_lat.cli_help import mode_help
+from yolo_lat.cli_modes import BARE_KEYS, DEPRECATED_KEYS, HIDDEN_KEYS, MODES, engine_sections
+from yolo_lat.cli_parse import merge_fragments, parse, parse_value
 from yolo_lat.errors import UserError
 
 TWELVE = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -84,8 +86,9 @@ def engine(monkeypatch, tmp_path):
             raise log.fails
         return iter([1, 2, 3]) if name in {"predict", "track"} else answers.get(name)
 
-    def evaluate_predictions(predictions, data, split):
-        return record("evaluate", {"predictions": predictions, "data": data, "split": split})
+    def evaluate_predictions(predictions, data, split, folder, plots):
+        options = {"predictions": predictions, "data": data, "split": split, "folder": folder, "plots": plots}
+        return record("evaluate", options)
 
     members = {
         "model": {"YOLOLAT": Recorder},
@@ -182,6 +185,14 @@ def test_brackets_within_file_names_are_left_alone():
     assert merge_fragments(["fraction=(1,", "2)", "half"]) == ["fraction=(1,2)", "half"]
 
 
+def test_words_without_a_key_are_those_of_the_mode():
+    assert parse(MODES["data check"], ["my data.yaml", "json=a.json"]) == {"data": "my data.yaml", "json": "a.json"}
+    part = "coco-subset:train=20,val=5"
+    assert parse(MODES["data convert"], [part, "format=yolo"]) == {"data": part, "format": "yolo"}
+    words = ["runs/a", "runs/b=c", "seed=3", "d"]
+    assert parse(MODES["compare"], words) == {"runs": ["runs/a", "runs/b=c", "d"], "seed": 3}
+
+
 def test_parse_converts_names_verbatim_and_bare_booleans():
     words = ["model=a.pt", "name=007", "project=None", "device=0,1", "imgsz=640", "half", "save", "source=http://x?a=b"]
     assert parse(MODES["predict"], words) == {
@@ -200,7 +211,7 @@ def test_every_boolean_key_of_ultralytics_may_stand_alone():
     from ultralytics.utils import DEFAULT_CFG_DICT
 
     bare = {key for key, value in DEFAULT_CFG_DICT.items() if isinstance(value, bool)} | set(BARE_KEYS)
-    assert {key.name for key in MODES["train"].accepted().values() if key.stands_alone} == bare
+    assert {key.name for key in MODES["train"].accepted().values() if key.stands_alone} == bare | {"download"}
     assert parse(MODES["train"], sorted(bare)) == dict.fromkeys(bare, True)
 
 
@@ -214,7 +225,10 @@ def test_keys_are_those_of_the_installed_ultralytics():
     }
     assert read == DEFAULT_CFG_DICT
     assert set(HIDDEN_KEYS) <= set(DEFAULT_CFG_DICT)
-    assert set(DEFAULT_CFG_DICT) | set(DEPRECATED_KEYS) == set(MODES["train"].accepted())
+    assert set(DEFAULT_CFG_DICT) | set(DEPRECATED_KEYS) == set(MODES["train"].accepted()) - {
+        "augmentations",
+        "download",
+    }
 
 
 def test_deprecated_keys_are_those_that_ultralytics_still_handles():
@@ -243,11 +257,20 @@ def test_deprecated_keys_are_those_that_ultralytics_still_handles():
     ("command", "message"),
     [
         ("trian model=a.pt", "unknown mode 'trian'; did you mean 'train'?"),
-        ("model=a.pt", "unknown mode 'model=a.pt'; use one of train, val, predict, track, export, info, quickstart"),
+        (
+            "model=a.pt",
+            "unknown mode 'model=a.pt'; use one of train, val, predict, track, export, info, quickstart, co",
+        ),
+        ("data chek a.yaml", "unknown action 'chek' of data; did you mean 'check'?"),
+        ("data a.yaml", "unknown action 'a.yaml' of data; use one of check, convert, split, show, preview, list"),
+        ("data check a.yaml b.yaml", "key 'data' is given twice; keep one of them"),
+        ("data check a.yaml data=b.yaml", "key 'data' is given twice; keep one of them"),
+        ("data check a.yaml lr0=3", "unknown key 'lr0' for data check; yolo-lat data check --help lists the keys"),
+        ("data check a.yaml --json=3", "'--json=3' has dashes; write json=3"),
         ("train epoch=3", "unknown key 'epoch' for train; did you mean 'epochs'?"),
         ("train zzzz=3", "unknown key 'zzzz' for train; yolo-lat train --help lists the keys"),
         ("train zzzz", "unknown key 'zzzz' for train; yolo-lat train --help lists the keys"),
-        ("train json=a.json", "unknown key 'json' for train; it belongs to val"),
+        ("train json=a.json", "unknown key 'json' for train; it belongs to val and compare and data check"),
         ("quickstart model=a.pt", "unknown key 'model' for quickstart; it belongs to train and val and predict and"),
         ("info lr0=1", "unknown key 'lr0' for info; yolo-lat info --help lists the keys"),
         ("train epochs=3 lr0=1 epochs=3", "key 'epochs' is given twice; keep one of them"),
@@ -285,7 +308,8 @@ def test_a_key_is_a_key_even_when_a_file_has_its_name(cli, engine, tmp_path):
 def test_overview_names_every_mode(cli):
     overview = cli("")
     assert overview.status == 0
-    assert all(f"\n  {mode.name} " in overview.out and mode.summary in overview.out for mode in MODES.values())
+    in_one_line = " ".join(overview.out.split())
+    assert all(f"\n  {mode.name} " in overview.out and mode.summary in in_one_line for mode in MODES.values())
     assert cli("--help").out == cli("-h").out == cli("help").out == overview.out
     assert cli("--version").out == f"yolo-lat {__version__}\n"
     assert set(RUN) == set(MODES)
@@ -297,6 +321,7 @@ def test_help_explains_each_key_once_with_its_default(cli, monkeypatch, mode):
     shown = cli(f"{mode.name} --help")
     assert shown.status == 0
     assert shown.out == cli(f"help {mode.name}").out == cli(f"{mode.name} epochs=3 -h").out
+    assert shown.out.startswith(f"usage: yolo-lat {mode.name} {mode.words.upper()}")
     assert max(map(len, shown.out.splitlines())) <= 100
     assert len(mode.examples) >= 2
     assert all(f"\n  {example}\n" in shown.out for example in mode.examples)
@@ -327,12 +352,22 @@ def test_help_columns_are_aligned_and_wrap_to_the_terminal(monkeypatch):
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 def test_examples_obey_the_grammar(mode):
     for example in mode.examples:
-        program, name, *words = shlex.split(example)
-        assert (program, name) == ("yolo-lat", mode.name)
-        assert len(parse(mode, words)) == len(words)
+        assert example.startswith(f"yolo-lat {mode.name}")
+        words = shlex.split(example)[1 + len(mode.name.split()) :]
+        assert len(parse(mode, words)) == len(words) - max(sum("=" not in word for word in words) - 1, 0) * mode.several
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["predict", "-h"], ["quickstart", "help"]])
+def test_help_on_a_group_lists_its_actions(cli):
+    shown = cli("data")
+    assert shown.out == cli("data --help").out == cli("help data").out
+    actions = [mode for mode in MODES.values() if mode.name.startswith("data ")]
+    assert len(actions) == 6
+    for mode in actions:
+        assert f"\n  {mode.name.removeprefix('data ')} " in shown.out
+        assert all(f"\n  {example}\n" in shown.out for example in mode.examples)
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["train", "--help"], ["predict", "-h"], ["data", "check", "help"]])
 def test_help_answers_within_a_second(words):
     start = time.perf_counter()
     shown = child("-m", "yolo_lat", *words)
@@ -383,13 +418,8 @@ def test_help_prints_where_the_code_page_is_small():
         ),
         ("train model=a.yaml data=coco scale=n", "a.yaml", "n", "train", {"data": "coco"}),
         ("train model=a.yaml data=coco scale=0.9", "a.yaml", None, "train", {"data": "coco", "scale": 0.9}),
-        (
-            "train model=a.yaml data=coco cfg=shipped.yaml",
-            "a.yaml",
-            None,
-            "train",
-            {"data": "coco", "cfg": "shipped.yaml"},
-        ),
+        ("train model=a.yaml data=coco cfg=small", "a.yaml", None, "train", {"data": "coco", "cfg": "small"}),
+        ("train model=a.yaml data=coco download", "a.yaml", None, "train", {"data": "coco", "download": True}),
         ("train resume=w/last.pt", "w/last.pt", None, "train", {"resume": "w/last.pt"}),
         ("train model=last.pt resume", "last.pt", None, "train", {"resume": True}),
         ("train model=a.pt data=coco task=detect mode=train", "a.pt", None, "train", {"data": "coco"}),
@@ -431,9 +461,21 @@ def test_val_of_a_model_writes_the_twelve_numbers(cli, engine, tmp_path):
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_val_of_predictions_prints_and_writes_the_twelve_numbers(cli, engine, tmp_path, split):
     result = cli(f"val predictions=r.json data=my.yaml json=metrics.json {'' if split == 'val' else 'split=test'}")
-    assert engine.calls == [("evaluate", {"predictions": "r.json", "data": "my.yaml", "split": split})]
+    asked = {"predictions": "r.json", "data": "my.yaml", "split": split, "folder": None, "plots": True}
+    assert engine.calls == [("evaluate", asked)]
     assert {name: float(value) for name, value in map(str.split, result.out.splitlines())} == COCO
     assert json.loads((tmp_path / "metrics.json").read_text()) == COCO
+
+
+def test_val_of_predictions_writes_a_run_folder_where_asked(cli, engine, tmp_path):
+    assert "saved to runs/detect/other" in cli("val predictions=r.json data=my.yaml name=other plots=False").out
+    assert engine.calls[-1][1]["folder"] == Path("runs/detect/other")
+    assert engine.calls[-1][1]["plots"] is False
+    (tmp_path / "p/val").mkdir(parents=True)
+    assert cli("val predictions=r.json data=my.yaml project=p").status == 0
+    assert engine.calls[-1][1]["folder"] == Path("p/val-2")
+    assert cli("val predictions=r.json data=my.yaml project=p exist_ok").status == 0
+    assert engine.calls[-1][1]["folder"] == Path("p/val")
 
 
 def test_val_writes_nothing_unless_asked(cli, engine, tmp_path):
@@ -504,16 +546,22 @@ def test_data_may_come_from_the_recipe(cli, engine, tmp_path):
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("epoch: 5", "unknown key 'epoch' for train; did you mean 'epochs'?"),
-        ("epochs: abc", "'epochs=abc' is of invalid type str."),
-        ("epochs: [", "cfg=recipe.yaml is not valid YAML: while parsing"),
-        ("just words", "cfg=recipe.yaml holds no 'key: value' lines"),
+        ("epoch: 5", "recipe.yaml: unknown key 'epoch'; did you mean 'epochs'?"),
+        ("epochs: abc", "recipe.yaml: 'epochs=abc' is of invalid type str."),
+        ("epochs: [", "recipe.yaml, line 1: not valid YAML"),
+        ("just words", "recipe.yaml: holds no 'key: value' lines"),
         ("epochs: 5", "train needs data=, for example: yolo-lat train "),
     ],
 )
 def test_unusable_recipes_are_refused(refused, engine, tmp_path, recipe, message):
     (tmp_path / "recipe.yaml").write_text(recipe)
     assert refused("train model=a.pt cfg=recipe.yaml").startswith(message)
+    assert not engine.calls
+
+
+def test_an_unknown_recipe_suggests_the_nearest_name(refused, engine):
+    message = refused("train model=a.pt data=coco cfg=smal")
+    assert message.startswith("cfg=smal: no such recipe; did you mean 'small'?")
     assert not engine.calls
 
 

@@ -29,12 +29,14 @@ from ultralytics.cfg import DEFAULT_CFG_DICT
 from ultralytics.cfg import MODES as ULTRALYTICS_MODES
 
 from yolo_lat import YOLOLAT
-from yolo_lat.cli import dispatch, explain, parse
-from yolo_lat.cli_help import MODES
-from yolo_lat.data import spec as data_spec
+from yolo_lat.cli import dispatch, explain
+from yolo_lat.cli_modes import MODES
+from yolo_lat.cli_parse import parse
+from yolo_lat.data import registry as data_registry
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import load_dataset
 from yolo_lat.ela import KERNELS
+from yolo_lat.engine.recipe import read_recipe, recipe_names
 from yolo_lat.errors import UserError
 from yolo_lat.nn import LatModel, load_model_yaml, model_names
 from yolo_lat.nn.parser import ROWS
@@ -115,6 +117,11 @@ def make_boards(root: Path) -> None:
     (root / "labels/train/a.txt").write_text(rows)
     (root / "labels/train/b.txt").write_text("1 0.5 0.5 0.5 0.5\n")
     (root / "labels/val/c.txt").write_text("1 0.1 0.1 0.3 0.1 0.3 0.4\n")
+    for file in sorted((root / "labels").rglob("*.txt")):  # one object in each image
+        xml = root / "Annotations" / file.parent.name / f"{file.stem}.xml"
+        xml.parent.mkdir(parents=True, exist_ok=True)
+        box = "<xmin>11</xmin><ymin>11</ymin><xmax>40</xmax><ymax>30</ymax>"
+        xml.write_text(f"<annotation><object><name>hole</name><bndbox>{box}</bndbox></object></annotation>")
     (root / "annotations").mkdir()
     categories = [{"id": i, "name": name} for i, name in ((2, "scratch"), (3, "hole"), (7, "short"))]
     for split, images, boxes in (("train", ("a", "b"), (1, 1, 2)), ("val", ("c",), (1,))):
@@ -167,9 +174,9 @@ def workspace(tmp_path: Path, datasets: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("YOLO_LAT_DATASETS", str(datasets))
     monkeypatch.syspath_prepend(tmp_path)
-    entries = data_spec.registry()
+    entries = data_registry.registry()
     entries["shapes"]["generate"] = SHAPES
-    monkeypatch.setattr(data_spec, "registry", lambda: entries)
+    monkeypatch.setattr(data_registry, "registry", lambda: entries)
     make_boards(tmp_path / "data/boards")
     importlib.invalidate_caches()
     with patch.dict(KERNELS), patch.dict(ROWS):
@@ -218,6 +225,7 @@ def test_outputs_are_compared_number_by_number(a: str, b: str, same: bool) -> No
 def test_the_guides_are_there_and_every_block_says_what_it_is() -> None:
     names = {guide.name for guide in GUIDES}
     assert names >= {"own-data.md", "own-model.md", "own-kernel.md", "from-yolov8.md", "method.md"}
+    assert names >= {"recipes.md", "evaluation.md"}
     for guide in GUIDES:
         fences = re.findall(r"^\s*```", guide.read_text(encoding="utf-8"), re.MULTILINE)
         assert len(fences) == 2 * len(of_guide(guide)), f"{guide.name} has a fence that is indented or not closed"
@@ -268,6 +276,8 @@ def test_yaml_is_a_model_that_learns_or_a_data_set_that_reads(block: Block, work
             loss.sum().backward()
             gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
             assert [name for name, g in gradients.items() if g is None or not g.isfinite().all()] == []
+    elif "train" not in content:
+        assert read_recipe(workspace.path(block.file)) == content
     else:
         spec = load_dataset(workspace.path(block.file))
         assert {"train", "val"} <= spec.splits.keys()
@@ -286,10 +296,13 @@ def test_commands_have_a_known_mode_and_known_keys(line: str) -> None:
     elif words[-1] in {"--help", "--version"}:
         dispatch(words)
     else:
-        options = parse(MODES[words[0]], words[1:])
+        name = " ".join(words[: 1 + (words[0] == "data")])
+        options = parse(MODES[name], words[len(name.split()) :])
         model, data = str(options.get("model", "best.pt")), str(options.get("data", "my.yaml"))
         assert Path(model).suffix in WEIGHTS or model in model_names()
-        assert Path(data).suffix == ".yaml" or data in data_spec.registry()
+        assert Path(data).suffix == ".yaml" or data.partition(":")[0] in data_registry.registry()
+        recipe = str(options.get("cfg", "my.yaml"))
+        assert Path(recipe).suffix == ".yaml" or recipe in recipe_names()
 
 
 def test_a_wrong_command_is_noticed() -> None:

@@ -1,237 +1,13 @@
-"""What the command line knows about its modes and keys, and the help text made from it.
-
-The keys of Ultralytics are read from its `cfg/default.yaml` as text: importing Ultralytics (and torch) takes seconds.
-"""
+"""The help text of the command line."""
 
 from __future__ import annotations
 
-import re
 import shutil
 import textwrap
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
-from importlib.util import find_spec
-from pathlib import Path
 
 from yolo_lat import __version__
-from yolo_lat.errors import UserError, nearest
-
-# Old names that `ultralytics.cfg._handle_deprecation` still maps or drops with a warning.
-DEPRECATED_KEYS = (
-    *("half", "int8", "end2end", "boxes", "hide_labels", "hide_conf", "line_thickness"),
-    *("label_smoothing", "save_hybrid", "crop_fraction", "keras"),
-)
-# Keys that may stand alone for key=True although their default is not a boolean, as in Ultralytics.
-BARE_KEYS = ("half", "int8", "end2end", "nms")
-# Accepted, but without meaning for detection (other tasks, or results that only Python callers see).
-HIDDEN_KEYS = (
-    *("overlap_mask", "mask_ratio", "retina_masks", "copy_paste", "copy_paste_mode", "pose", "kobj", "rle", "angle"),
-    *("dlog", "dgrad", "dlam", "dropout", "auto_augment", "erasing", "embed"),
-)
-_HEADING = re.compile(r"# (.+?) -{3,}$")
-_SETTING = re.compile(r"(\w+):\s*(.*?)\s*#\s*(?:\([^)]*\)\s*)?(.+)$")
-
-
-@dataclass(frozen=True)
-class Key:
-    """One `key=value` of the command line; `default` is as the user would write it, empty when there is none."""
-
-    name: str
-    default: str
-    text: str
-
-    @property
-    def stands_alone(self) -> bool:
-        """Whether the bare word `name` means `name=True`."""
-        return self.default in {"True", "False"} or self.name in BARE_KEYS
-
-
-@dataclass(frozen=True)
-class Mode:
-    """One mode of the command line, enough to explain and check it.
-
-    Attributes:
-        name: First word of the command.
-        summary: One sentence for the overview.
-        examples: Complete commands; the first is quoted by errors about missing keys.
-        keys: Keys of ours, and those of Ultralytics whose meaning or default differs in this mode.
-        general: Names of Ultralytics keys that the help lists although their section is not in `sections`.
-        sections: Sections of Ultralytics' `default.yaml` that the help lists. A mode without any takes only `keys`.
-    """
-
-    name: str
-    summary: str
-    examples: tuple[str, ...]
-    keys: tuple[Key, ...]
-    general: tuple[str, ...] = ()
-    sections: tuple[str, ...] = ()
-
-    def accepted(self) -> dict[str, Key]:
-        """Return every key that may be given in this mode, by name."""
-        keys: dict[str, Key] = {}
-        if self.sections:
-            keys |= {name: Key(name, "", "") for name in DEPRECATED_KEYS}
-            keys |= {key.name: key for section in engine_sections().values() for key in section}
-        return keys | {key.name: key for key in self.keys}
-
-    def check_key(self, name: str) -> None:
-        """Raise UserError unless the key `name` may be given in this mode."""
-        accepted = self.accepted()
-        if name in accepted:
-            return
-        if owners := [mode.name for mode in MODES.values() if name in {key.name for key in mode.keys}]:
-            hint = f"; it belongs to {' and '.join(owners)}"
-        else:
-            hint = nearest(name, accepted) or f"; yolo-lat {self.name} --help lists the keys"
-        raise UserError(f"unknown key '{name}' for {self.name}{hint}")
-
-    def groups(self) -> Iterator[tuple[str, list[Key]]]:
-        """Yield the titles and keys of the help, every key once."""
-        accepted = self.accepted()
-        apart = {*(key.name for key in self.keys), *HIDDEN_KEYS}
-        yield "Main keys", list(self.keys)
-        if self.general:
-            yield "General keys", [accepted[name] for name in self.general]
-        for title in self.sections:
-            yield title, [key for key in engine_sections()[title] if key.name not in apart]
-
-
-_MODEL = Key("model", "", "model name such as yolo-lat-n, or a .yaml, .pt, .safetensors or .onnx file")
-_DATA = Key("data", "", "data set name such as coco, or a data .yaml file")
-_SCALE = Key("scale", "", "which scale of a model .yaml to build: p, n, s, m, l or x")
-_SOURCE = Key("source", "", "image, video, folder, URL or stream; 0 is the first webcam")
-_BATCH = Key("batch", "1", "images per batch")
-_HALF = Key("half", "False", "compute in 16-bit floating point, short for quantize=16")
-_WHERE = ("device", "project", "name", "exist_ok")
-_DETECT = ("imgsz", "save", "iou", "max_det", "quantize", "nms", *_WHERE)
-
-MODES = {
-    mode.name: mode
-    for mode in (
-        Mode(
-            "train",
-            "Train a detector, or continue an interrupted training.",
-            examples=(
-                "yolo-lat train model=yolo-lat-n data=coco epochs=300 device=0,1",
-                "yolo-lat train model=cfg/models/yolo-lat.yaml scale=n data=my-data.yaml cfg=recipe.yaml",
-                "yolo-lat train resume=runs/detect/train/weights/last.pt",
-            ),
-            keys=(
-                _MODEL,
-                _DATA,
-                Key(
-                    "scale",
-                    "0.5",
-                    "a letter, p, n, s, m, l or x, is the scale of a model .yaml to build; "
-                    "a number is Ultralytics' augmentation gain, resizing by 1 - gain to 1 + gain",
-                ),
-                Key("resume", "False", "path of the last.pt to continue from, or True to continue from model="),
-            ),
-            sections=("Train settings", "Hyperparameters", "Val/Test settings", "Custom config.yaml"),
-        ),
-        Mode(
-            "val",
-            "Measure COCO mAP of a model, or of a file of predictions.",
-            examples=(
-                "yolo-lat val model=best.pt data=coco",
-                "yolo-lat val model=best.pt data=my-data.yaml split=test json=metrics.json",
-                "yolo-lat val predictions=results.json data=my-data.yaml json=metrics.json",
-            ),
-            keys=(
-                _MODEL,
-                _DATA,
-                _SCALE,
-                Key("predictions", "", "COCO results JSON to score in place of a model"),
-                Key("json", "", "file to write the twelve COCO numbers to, by name"),
-                Key("rect", "True", "pad each batch to its own rectangle rather than to a square"),
-                _HALF,
-            ),
-            general=("imgsz", "batch", "workers", "augment", "agnostic_nms", "classes", "single_cls", *_WHERE),
-            sections=("Val/Test settings",),
-        ),
-        Mode(
-            "predict",
-            "Detect objects in images or videos and save the annotated copies.",
-            examples=(
-                "yolo-lat predict model=yolo-lat-n source=street.jpg",
-                "yolo-lat predict model=best.pt source=cars.mp4 conf=0.4 save=False show",
-            ),
-            keys=(_MODEL, _SOURCE, _SCALE, _BATCH, Key("conf", "0.25", "confidence threshold"), _HALF),
-            general=_DETECT,
-            sections=("Predict settings", "Visualize settings"),
-        ),
-        Mode(
-            "track",
-            "Detect objects in a video and follow each under one number.",
-            examples=(
-                "yolo-lat track model=yolo-lat-n source=cars.mp4",
-                "yolo-lat track model=best.pt source=0 tracker=bytetrack.yaml show",
-            ),
-            keys=(_MODEL, _SOURCE, _SCALE, _BATCH, Key("conf", "0.1", "confidence threshold"), _HALF),
-            general=_DETECT,
-            sections=("Tracker settings", "Predict settings", "Visualize settings"),
-        ),
-        Mode(
-            "export",
-            "Write a model to ONNX or another deployment format.",
-            examples=(
-                "yolo-lat export model=best.pt",
-                "yolo-lat export model=best.pt format=onnx half=True dynamic=True",
-            ),
-            keys=(
-                _MODEL,
-                _SCALE,
-                Key("format", "onnx", "target format: onnx, torchscript, openvino, engine (TensorRT), ..."),
-                _BATCH,
-                _HALF,
-            ),
-            general=("imgsz", "device", "quantize", "nms", "data", "fraction"),
-            sections=("Export settings",),
-        ),
-        Mode(
-            "info",
-            "Print the layers, parameters and GFLOPs of a model.",
-            examples=(
-                "yolo-lat info model=yolo-lat-n",
-                "yolo-lat info model=cfg/models/yolo-lat.yaml scale=s detailed=True",
-                "yolo-lat info table",
-            ),
-            keys=(
-                _MODEL,
-                _SCALE,
-                Key("imgsz", "640", "image size in pixels that GFLOPs are counted at"),
-                Key("detailed", "False", "list every layer"),
-                Key("table", "False", "compare every model of ours with YOLOv8, 11, 12 and 26, n and s"),
-            ),
-        ),
-        Mode(
-            "quickstart",
-            "Try every step on a small synthetic data set, offline.",
-            examples=("yolo-lat quickstart", "yolo-lat quickstart directory=/tmp/first-try epochs=5"),
-            keys=(
-                Key("directory", "runs/quickstart", "folder for the results; the data set goes to ./datasets/shapes"),
-                Key("epochs", "12", "number of epochs to train for"),
-                Key("seed", "0", "random seed of training"),
-            ),
-        ),
-    )
-}
-
-
-@cache
-def engine_sections() -> dict[str, list[Key]]:
-    """Return the keys of the installed Ultralytics by section of its `default.yaml`, in the order of the file."""
-    spec = find_spec("ultralytics")
-    if spec is None or spec.origin is None:
-        raise UserError("Ultralytics is not installed; run: pip install ultralytics")
-    title, sections = "", dict[str, list[Key]]()
-    for line in Path(spec.origin).with_name("cfg").joinpath("default.yaml").read_text(encoding="utf-8").splitlines():
-        if heading := _HEADING.match(line):
-            title = heading[1]
-        elif setting := _SETTING.match(line):
-            sections.setdefault(title, []).append(Key(*setting.groups()))
-    return sections
+from yolo_lat.cli_modes import MODES, Key, Mode
 
 
 def overview() -> str:
@@ -245,9 +21,19 @@ def overview() -> str:
     return "\n".join(lines)
 
 
+def group_help(group: str) -> str:
+    """Return the text of `yolo-lat GROUP --help` for modes of two words, such as data."""
+    modes = [mode for mode in MODES.values() if mode.name.startswith(f"{group} ")]
+    lines = [f"usage: yolo-lat {group} ACTION ...", "", "Actions:"]
+    lines += _columns([(mode.name.removeprefix(f"{group} "), mode.summary) for mode in modes])
+    lines += ["", "Examples:", *(f"  {example}" for mode in modes for example in mode.examples), ""]
+    lines += [f"yolo-lat {group} ACTION --help explains the keys of an action."]
+    return "\n".join(lines)
+
+
 def mode_help(mode: Mode) -> str:
     """Return the text of `yolo-lat MODE --help`."""
-    lines = [f"usage: yolo-lat {mode.name} key=value ...", "", mode.summary, "", "Examples:"]
+    lines = [f"usage: {mode.usage}", "", mode.summary, "", "Examples:"]
     lines += [f"  {example}" for example in mode.examples]
     groups = list(mode.groups())
     for (title, _), table in zip(groups, _aligned([keys for _, keys in groups]), strict=True):

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from ultralytics.cfg import get_cfg
-from ultralytics.engine.exporter import export_formats, validate_args
+from ultralytics.engine.exporter import export_formats
 from ultralytics.engine.model import Model
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
-from ultralytics.utils.torch_utils import parse_device
 
+from yolo_lat.data.download import download
 from yolo_lat.data.registry import load_dataset
 from yolo_lat.engine import offline
+from yolo_lat.engine.arguments import as_list, check_device, check_export, check_image_size, removed_on_failure
 from yolo_lat.engine.checkpoint import load_pt, load_safetensors, onnx_metadata, save_safetensors
 from yolo_lat.engine.predictor import LatPredictor
+from yolo_lat.engine.recipe import find_recipe, read_recipe
 from yolo_lat.engine.trainer import LatTrainer, find_checkpoint, resumable
-from yolo_lat.engine.validator import LatMetrics, LatValidator, check_names
+from yolo_lat.engine.validator import LatMetrics, LatValidator, Submission, check_names
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.nn.model import LatModel
 from yolo_lat.nn.zoo import is_ours, load_model_yaml, model_names
@@ -121,7 +119,8 @@ class YOLOLAT(Model):
 
         Args:
             trainer: a trainer class in place of `LatTrainer`.
-            **kwargs: `data`, `epochs`, `imgsz`, `batch`, `device`, ...; `resume=True` goes on from this checkpoint and
+            **kwargs: `data`, `epochs`, `imgsz`, `batch`, `device`, ...; `cfg` names a recipe, a file or one that ships
+                with the package; `download=True` fetches missing data; `resume=True` goes on from this checkpoint and
                 `resume="last.pt"` from that one.
 
         Returns:
@@ -137,15 +136,21 @@ class YOLOLAT(Model):
             where = find_checkpoint(resume) if given else self.ckpt_path or self.cfg
             if not resumable(load_pt(where)[1] if given else self.ckpt):
                 raise UserError(f"resume={where} is no unfinished training; give the last.pt of one")
-        if not resume and not kwargs.get("data") and not kwargs.get("cfg"):
+        if kwargs.get("cfg"):
+            kwargs["cfg"] = str(find_recipe(kwargs["cfg"]))
+            kwargs = {"data": read_recipe(Path(kwargs["cfg"])).get("data"), **kwargs}
+        if not resume and not kwargs.get("data"):
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
         return super().train(trainer, **self._checked(kwargs, rectangles=False))
 
-    def val(self, validator: Any = None, **kwargs: Any) -> LatMetrics:
+    def val(self, validator: Any = None, **kwargs: Any) -> LatMetrics | Submission:
         """Evaluate on a split of `data`, the training data unless given, with pycocotools.
 
+        Takes Ultralytics' arguments for validation, and `download=True` to fetch missing data.
+
         Returns:
-            Metrics; `.coco` holds the twelve numbers by name.
+            Metrics; `.coco` holds the twelve numbers by name. For a split without annotations, such as COCO's test-dev,
+            a `Submission` that names the file for the evaluation server.
 
         Raises:
             UserError: arguments or data that cannot be used.
@@ -234,82 +239,9 @@ class YOLOLAT(Model):
         data = kwargs.get("data")
         if data is not None and not isinstance(data, str | Path):
             raise UserError(f"data={data}: must be one data YAML or name; merge several sets into one YAML")
+        kwargs = {**kwargs, "project": str(project)}
         if data and Path(data).is_file():
-            kwargs = {**kwargs, "data": str(Path(data).absolute())}  # checkpoints remember it
-        return {**kwargs, "project": str(project)}
-
-
-def as_list(value: Any) -> list[Any]:
-    """Return a list or tuple as a list, and anything else in one."""
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
-def check_export(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of an export with the default opset, 18, where the format has one.
-
-    Raises:
-        UserError: an unknown format, or an argument that the format has no use for.
-    """
-    form, table = kwargs["format"], export_formats()
-    keys = dict(zip(table["Argument"][1:], table["Arguments"][1:], strict=True))
-    if form not in keys:
-        raise UserError(f"format={form}: unknown{nearest(str(form), keys)}; use one of {', '.join(keys)}")
-    if "opset" in keys[form]:
-        kwargs = {"opset": 18, **kwargs}
-    try:
-        validate_args(form, get_cfg(overrides=kwargs), keys[form])
-    except AssertionError as error:
-        problem = " ".join(str(error).split()).removeprefix("ERROR ❌️ ")
-        raise UserError(f"format={form}: {problem}; leave it out or choose another format") from error
-    return kwargs
-
-
-@contextmanager
-def removed_on_failure(targets: list[Path]) -> Iterator[None]:
-    """Remove those files and folders if the body fails after it wrote them: what is there is whole."""
-    before = {target: target.stat().st_mtime_ns if target.exists() else None for target in targets}
-    try:
-        yield
-    except BaseException:
-        for target, time in before.items():
-            if target.is_dir() and target.stat().st_mtime_ns != time:
-                shutil.rmtree(target)
-            elif target.is_file() and target.stat().st_mtime_ns != time:
-                target.unlink()
-        raise
-
-
-def check_image_size(imgsz: int | list[int] | tuple[int, ...] | None, stride: int, rectangles: bool = True) -> None:
-    """Raise UserError unless every side is a positive multiple of the model's largest stride.
-
-    Args:
-        imgsz: one side of a square, or height and width; None for the default.
-        stride: the model's largest.
-        rectangles: accept height and width; training and validation take one number.
-    """
-    sides = [] if imgsz is None else as_list(imgsz)
-    if len(sides) > (2 if rectangles else 1):
-        raise UserError(f"imgsz={imgsz}: give one number{' or two, height and width' if rectangles else ''}")
-    for side in sides:
-        if not isinstance(side, int) or side < stride or side % stride:
-            near = max(int(side) // stride, 1) * stride if isinstance(side, int | float) else 640
-            raise UserError(
-                f"imgsz={imgsz} is not a multiple of the model's stride {stride}; use {near} or {near + stride}"
-            )
-
-
-def check_device(device: Any) -> None:
-    """Raise UserError when a device is asked for that this machine does not have."""
-    wanted = parse_device(device) if device not in (None, "") else ""
-    family, numbers = wanted.partition(":")[0], wanted.split(",")
-    if wanted in ("", "cpu") or family in ("npu", "xpu", "dla"):
-        return
-    if wanted == "mps":
-        if not torch.backends.mps.is_available():
-            raise UserError("device=mps: torch sees no Apple GPU; use device=cpu")
-    elif not all(number.isdigit() for number in numbers):
-        raise UserError(f"device={device}: unknown; give cpu, a CUDA number such as 0 or several such as 0,1")
-    elif max(map(int, numbers)) >= torch.cuda.device_count():
-        raise UserError(
-            f"device={device}: not among the {torch.cuda.device_count()} CUDA devices that torch sees; use device=cpu"
-        )
+            kwargs["data"] = str(Path(data).absolute())  # checkpoints remember it
+        if kwargs.pop("download", False) and data:
+            download(load_dataset(data))
+        return kwargs

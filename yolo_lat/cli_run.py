@@ -1,0 +1,183 @@
+"""What each mode of the command line does: hand its options to the engine.
+
+Torch and Ultralytics are imported by the mode that needs them.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from yolo_lat.cli_modes import MODES
+from yolo_lat.cli_parse import parse_value
+from yolo_lat.errors import UserError
+
+if TYPE_CHECKING:
+    from yolo_lat.engine.model import YOLOLAT
+
+SCALES = ("p", "n", "s", "m", "l", "x")
+
+
+def require(mode: str, options: Mapping[str, Any], *keys: str) -> None:
+    """Raise UserError unless each of the keys has a value."""
+    for key in keys:
+        if options.get(key) is None:
+            raise UserError(f"{mode} needs {key}=, for example: {MODES[mode].examples[0]}")
+
+
+def value_of(mode: str, options: Mapping[str, Any], key: str) -> Any:
+    """Return the value given for a key, or its default."""
+    return options[key] if key in options else parse_value(MODES[mode].accepted()[key].default)
+
+
+def fetch(options: dict[str, Any]) -> None:
+    """Take `download` out of the options and, if it is true, fetch the data set."""
+    if options.pop("download", False):
+        from yolo_lat.data.download import download
+        from yolo_lat.data.registry import load_dataset
+
+        download(load_dataset(options["data"]))
+
+
+def check_values(options: Mapping[str, Any]) -> None:
+    """Raise UserError for values that Ultralytics would refuse later with a traceback."""
+    from ultralytics.cfg import check_cfg
+
+    try:
+        check_cfg(dict(options))
+    except (TypeError, ValueError) as error:
+        raise UserError(str(error)) from error
+
+
+def _take_scale(mode: str, options: dict[str, Any]) -> str | None:
+    """Take the model scale out of `options`; a number stays there for `train`, as the augmentation gain."""
+    scale = options.get("scale")
+    if scale is None or (mode == "train" and not isinstance(scale, str)):
+        return None
+    if scale not in SCALES:
+        gain = " or a number, the augmentation gain" if mode == "train" else ""
+        raise UserError(f"scale={scale} is no model scale; use one of {', '.join(SCALES)}{gain}")
+    return str(options.pop("scale"))
+
+
+def _load_model(mode: str, options: dict[str, Any]) -> YOLOLAT:
+    """Take `model` and its scale out of `options`, check the rest and build the model."""
+    scale = _take_scale(mode, options)
+    check_values(options)
+    from yolo_lat.engine.model import YOLOLAT
+
+    return YOLOLAT(str(options.pop("model")), scale=scale)
+
+
+def recipe_of(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of the recipe that `cfg=` names, if it names one."""
+    if not options.get("cfg"):
+        return {}
+    from yolo_lat.engine.recipe import find_recipe, read_recipe
+
+    return read_recipe(find_recipe(options["cfg"]))
+
+
+def _train(options: dict[str, Any]) -> None:
+    resume = options.get("resume")
+    if isinstance(resume, str):
+        options.setdefault("model", resume)
+    require("train", options, "model")
+    if not resume:
+        require("train", recipe_of(options) | options, "data")
+    model = _load_model("train", options)
+    try:
+        model.train(**options)
+    except KeyboardInterrupt:
+        last = getattr(model.trainer, "last", None)
+        if last is None or not Path(last).is_file():
+            raise
+        raise KeyboardInterrupt(f"to go on: yolo-lat train resume={shlex.quote(str(last))}") from None
+
+
+def _val(options: dict[str, Any]) -> None:
+    file, predictions = options.pop("json", None), options.pop("predictions", None)
+    if predictions is None:
+        require("val", options, "model", "data")
+        metrics = _load_model("val", options).val(**options)
+        coco = {} if file is None else metrics.coco  # a split without annotations has none
+    else:
+        coco = _score(predictions, options)
+        print("\n".join(f"{name:<8}{value:.4f}" for name, value in coco.items()))
+    if file is not None:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text(json.dumps(coco, indent=2) + "\n", encoding="utf-8")
+
+
+def _score(predictions: str, options: dict[str, Any]) -> dict[str, float]:
+    """Return the twelve numbers of a COCO results JSON; writes a run folder where `project` or `name` asks for one."""
+    require("val", options, "data")
+    fetch(options)
+    run = {key: options[key] for key in ("project", "name", "exist_ok") if key in options}
+    if unused := sorted(options.keys() - run.keys() - {"data", "split", "plots"}):
+        raise UserError(f"{unused[0]}= has no effect on predictions=; leave it out")
+    from ultralytics.utils.files import increment_path
+
+    from yolo_lat.engine.evaluate import evaluate_predictions
+
+    folder = None
+    if run.keys() & {"project", "name"}:
+        wanted = Path(run.get("project") or "runs/detect", run.get("name") or "val")
+        folder = increment_path(wanted, exist_ok=bool(run.get("exist_ok")))
+    split, plots = options.get("split", "val"), options.get("plots", True)
+    result = evaluate_predictions(predictions, options["data"], split, folder, plots)
+    if folder is not None:
+        print(f"saved to {folder}")
+    return result.numbers
+
+
+def _predict(options: dict[str, Any], mode: str = "predict") -> None:
+    require(mode, options, "model", "source")
+    options.setdefault("save", True)
+    model = _load_model(mode, options)
+    frames = sum(1 for _ in getattr(model, mode)(stream=True, **options))
+    saved = any(options.get(key) for key in ("save", "save_txt", "save_crop"))
+    print(f"frames: {frames}" + (f", saved to {model.predictor.save_dir}" if saved and frames else ""))
+
+
+def _export(options: dict[str, Any]) -> None:
+    require("export", options, "model")
+    options.setdefault("format", "onnx")
+    print(_load_model("export", options).export(**options))
+
+
+def _info(options: dict[str, Any]) -> None:
+    if not options.pop("table", False):
+        require("info", options, "model")
+        _load_model("info", options).info(**options)
+        return
+    if other := sorted(options.keys() - {"imgsz"}):
+        raise UserError(f"table shows every model; leave {other[0]}= out")
+    from rich.console import Console
+
+    from yolo_lat.engine.table import size_table
+
+    Console().print(size_table(**options))
+
+
+def _quickstart(options: dict[str, Any]) -> None:
+    values = {key.name: parse_value(key.default) for key in MODES["quickstart"].keys} | options
+    check_values({key: values[key] for key in ("epochs", "seed")})
+    from yolo_lat.engine.quickstart import quickstart
+
+    quickstart(directory=Path(values.pop("directory")), **values)
+
+
+RUN_ENGINE: dict[str, Callable[[dict[str, Any]], None]] = {
+    "train": _train,
+    "val": _val,
+    "predict": _predict,
+    "track": partial(_predict, mode="track"),
+    "export": _export,
+    "info": _info,
+    "quickstart": _quickstart,
+}

@@ -1,0 +1,92 @@
+"""Checks of arguments that Ultralytics would change, ignore or refuse with a traceback."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from ultralytics.cfg import get_cfg
+from ultralytics.engine.exporter import export_formats, validate_args
+from ultralytics.utils.torch_utils import parse_device
+
+from yolo_lat.errors import UserError, nearest
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return a list or tuple as a list, and anything else in one."""
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def check_export(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of an export with the default opset, 18, where the format has one.
+
+    Raises:
+        UserError: an unknown format, or an argument that the format has no use for.
+    """
+    form, table = kwargs["format"], export_formats()
+    keys = dict(zip(table["Argument"][1:], table["Arguments"][1:], strict=True))
+    if form not in keys:
+        raise UserError(f"format={form}: unknown{nearest(str(form), keys)}; use one of {', '.join(keys)}")
+    if "opset" in keys[form]:
+        kwargs = {"opset": 18, **kwargs}
+    try:
+        validate_args(form, get_cfg(overrides=kwargs), keys[form])
+    except AssertionError as error:
+        problem = " ".join(str(error).split()).removeprefix("ERROR ❌️ ")
+        raise UserError(f"format={form}: {problem}; leave it out or choose another format") from error
+    return kwargs
+
+
+@contextmanager
+def removed_on_failure(targets: list[Path]) -> Iterator[None]:
+    """Remove those files and folders if the body fails after it wrote them: what is there is whole."""
+    before = {target: target.stat().st_mtime_ns if target.exists() else None for target in targets}
+    try:
+        yield
+    except BaseException:
+        for target, time in before.items():
+            if target.is_dir() and target.stat().st_mtime_ns != time:
+                shutil.rmtree(target)
+            elif target.is_file() and target.stat().st_mtime_ns != time:
+                target.unlink()
+        raise
+
+
+def check_image_size(imgsz: int | list[int] | tuple[int, ...] | None, stride: int, rectangles: bool = True) -> None:
+    """Raise UserError unless every side is a positive multiple of the model's largest stride.
+
+    Args:
+        imgsz: one side of a square, or height and width; None for the default.
+        stride: the model's largest.
+        rectangles: accept height and width; training and validation take one number.
+    """
+    sides = [] if imgsz is None else as_list(imgsz)
+    if len(sides) > (2 if rectangles else 1):
+        raise UserError(f"imgsz={imgsz}: give one number{' or two, height and width' if rectangles else ''}")
+    for side in sides:
+        if not isinstance(side, int) or side < stride or side % stride:
+            near = max(int(side) // stride, 1) * stride if isinstance(side, int | float) else 640
+            raise UserError(
+                f"imgsz={imgsz} is not a multiple of the model's stride {stride}; use {near} or {near + stride}"
+            )
+
+
+def check_device(device: Any) -> None:
+    """Raise UserError when a device is asked for that this machine does not have."""
+    wanted = parse_device(device) if device not in (None, "") else ""
+    family, numbers = wanted.partition(":")[0], wanted.split(",")
+    if wanted in ("", "cpu") or family in ("npu", "xpu", "dla"):
+        return
+    if wanted == "mps":
+        if not torch.backends.mps.is_available():
+            raise UserError("device=mps: torch sees no Apple GPU; use device=cpu")
+    elif not all(number.isdigit() for number in numbers):
+        raise UserError(f"device={device}: unknown; give cpu, a CUDA number such as 0 or several such as 0,1")
+    elif max(map(int, numbers)) >= torch.cuda.device_count():
+        raise UserError(
+            f"device={device}: not among the {torch.cuda.device_count()} CUDA devices that torch sees; use device=cpu"
+        )

@@ -1,0 +1,53 @@
+"""Training recipes: YAMLs of training keys, those in cfg/train by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ultralytics.cfg import check_cfg
+from ultralytics.utils import DEFAULT_CFG_DICT
+
+from yolo_lat.data.files import read_yaml
+from yolo_lat.errors import UserError, nearest
+from yolo_lat.resources import resource
+
+_KEYS = (*DEFAULT_CFG_DICT, "augmentations")
+
+
+def recipe_names() -> list[str]:
+    """Return the names of the recipes that ship with the package."""
+    return sorted(file.stem for file in resource("cfg/train").glob("*.yaml"))
+
+
+def find_recipe(cfg: str | Path) -> Path:
+    """Return the file of a recipe, given its path or the name of one that ships with the package.
+
+    Raises:
+        UserError: there is none.
+    """
+    file, names = Path(cfg), recipe_names()
+    if file.is_file():
+        return file
+    if str(cfg) in names:
+        return resource("cfg/train") / f"{cfg}.yaml"
+    raise UserError(f"cfg={cfg}: no such recipe{nearest(str(cfg), names)}; give a .yaml or one of {', '.join(names)}")
+
+
+def read_recipe(file: Path) -> dict[str, Any]:
+    """Return the keys and values of a recipe.
+
+    Raises:
+        UserError: not a YAML of training keys, or a value that cannot be used.
+    """
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise UserError(f"{file}: holds no 'key: value' lines; write training keys such as epochs: 100")
+    for key in content:
+        if key not in _KEYS:
+            raise UserError(f"{file}: unknown key '{key}'{nearest(str(key), _KEYS) or '; see yolo-lat train --help'}")
+    try:
+        check_cfg({key: value for key, value in content.items() if key != "augmentations"})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{file}: {error}") from error
+    return content
