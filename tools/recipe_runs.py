@@ -36,24 +36,25 @@ def main() -> None:
     work = Path("runs/recipes", out.stem).absolute()
     work.mkdir(parents=True)
     processes = [start(run, number, data, work, len(runs)) for number, run in enumerate(runs)]
-    begin = time.time()
-    results = []
-    for number, (run, process) in enumerate(zip(runs, processes, strict=True)):
-        process.wait()
-        results.append(result(run, work / str(number), process.returncode, time.time() - begin))
-        print(json.dumps(results[-1]), flush=True)
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     record = {
         "command": " ".join(["python tools/recipe_runs.py", *sys.argv[1:]]),
-        "gpu": gpu,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "cpu_cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "ultralytics", "pycocotools", "numpy")},
-        "runs": results,
+        "runs": [],
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    sys.exit(any(row["status"] for row in results))
+    begin, running = time.time(), set(range(len(runs)))
+    while running:
+        time.sleep(1)
+        for number in [n for n in running if processes[n].poll() is not None]:
+            running.remove(number)
+            row = result(runs[number], work / str(number), processes[number].returncode, time.time() - begin)
+            record["runs"].append(row)
+            out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            print(json.dumps(row), flush=True)
+    sys.exit(any(row["status"] for row in record["runs"]))
 
 
 def start(run: str, number: int, data: Path, work: Path, total: int) -> subprocess.Popen[bytes]:

@@ -21,7 +21,7 @@ from yolo_lat.drawing import class_colour, contact_sheet, draw_boxes, fit, pictu
 from yolo_lat.errors import UserError
 
 EXAMPLES, LOOKS, CLASSES = 3, 10, 40  # rows of the tables: findings of a kind, images to look at, classes
-_BAR, _COLUMNS, _SIDE = 12, 6, 320  # characters of a full bar, tiles in a row, pixels of a tile
+_BAR, _COLUMNS, _SIDE = 6, 6, 320  # characters of a full bar, tiles in a row, pixels of a tile
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ class CheckReport:
         for c in order[:CLASSES]:
             cells = [
                 f"{s.class_boxes[c]:>7,} {_percent(s.class_boxes[c], s.boxes):>6} "
-                f"{_bar(s.class_boxes[c], max(s.class_boxes))} {s.class_images[c]:>7,}"
+                f"{_bar(s.class_boxes[c], max(s.class_boxes))} {s.class_images[c]:>6,}"
                 for s in self.splits.values()
             ]
             table.add_row(Text(self.spec.names[c]), *cells)
@@ -189,17 +189,21 @@ class CheckReport:
         for kind in self._kinds():
             if KINDS[kind].error == error:
                 count = self.found.counts[kind]
-                lines = [finding.message for finding in self.found.listed[kind][:EXAMPLES]]
+                lines = [self._short(finding.message) for finding in self.found.listed[kind][:EXAMPLES]]
                 lines += [f"and {count - EXAMPLES:,} more"] if count > EXAMPLES else []
-                table.add_row(KINDS[kind].title, f"{count:,}", Text("\n".join(lines)))
+                table.add_row(KINDS[kind].title, f"{count:,}", Text("\n".join(lines), overflow="fold"))
         return table
+
+    def _short(self, text: str) -> str:
+        """Return text with paths relative to the data set's folder, so that a terminal has room for file names."""
+        return text.replace(f"{self.spec.root}/", "")
 
     def _look_table(self) -> Table:
         images = self.found.by_image()
         table = Table("image", "why", title="Look at these first", title_justify="left")
         for path in list(images)[:LOOKS]:
             why = dict.fromkeys(KINDS[finding.kind].title for finding in images[path])
-            table.add_row(Text(str(path)), ", ".join(why))
+            table.add_row(Text(self._short(str(path)), overflow="fold"), ", ".join(why))
         if len(images) > LOOKS:
             table.caption = f"and {len(images) - LOOKS:,} more, see the JSON"
         return table

@@ -1,0 +1,67 @@
+"""Recipes: every one that ships trains, keys of the caller win, and mistakes are named with their file."""
+
+import pytest
+import yaml
+from small_training import TRAIN
+
+from yolo_lat import YOLOLAT
+from yolo_lat.engine.recipe import find_recipe, read_recipe, recipe_names
+from yolo_lat.errors import UserError
+
+SHORT = {key: TRAIN[key] for key in ("imgsz", "batch", "device", "workers", "plots", "verbose")} | {"epochs": 1}
+
+
+def test_the_recipes_that_the_guides_name_are_there():
+    assert set(recipe_names()) == {*(f"coco-{scale}" for scale in "pnsmlx"), "small", "finetune", "inspection"}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_trains(shapes, tmp_path, name):
+    if "augmentations" in read_recipe(find_recipe(name)):
+        pytest.importorskip("albumentations", reason="needs the extra 'augment'")
+    model = YOLOLAT("yolo-lat-p")
+    model.train(data=shapes, cfg=name, project=tmp_path, fraction=0.5, **SHORT)
+    used = yaml.safe_load((tmp_path / "train/args.yaml").read_text())
+    recipe = read_recipe(find_recipe(name))
+    assert {key: used[key] for key in recipe.keys() - SHORT.keys() - {"augmentations"}} == {
+        key: value for key, value in recipe.items() if key not in SHORT and key != "augmentations"
+    }
+    assert {key: used[key] for key in SHORT} == SHORT
+    assert len(used.get("augmentations") or []) == len(recipe.get("augmentations", []))
+
+
+def test_data_may_stand_in_the_recipe(shapes, tmp_path):
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"data": str(shapes), "mosaic": 0.0}))
+    model = YOLOLAT("yolo-lat-p")
+    model.train(cfg=tmp_path / "mine.yaml", project=tmp_path, fraction=0.5, **SHORT)
+    assert model.trainer.args.data == str(shapes)
+    assert model.trainer.args.mosaic == 0
+
+
+def test_a_file_wins_over_a_name_and_an_unknown_name_suggests_the_nearest(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "small").write_text("epochs: 3")
+    assert read_recipe(find_recipe("small")) == {"epochs": 3}
+    with pytest.raises(UserError, match=r"cfg=finetun: no such recipe; did you mean 'finetune'\?; give a \.yaml or one"):
+        find_recipe("finetun")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("epoch: 5", "unknown key 'epoch'; did you mean 'epochs'?"),
+        ("- epochs", "holds no 'key: value' lines"),
+        ("epochs: [1", "line 1: not valid YAML"),
+        ("epochs: many", "'epochs=many' is of invalid type str"),
+        ("5: 5", "unknown key '5'; see yolo-lat train --help"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_anything_is_written(shapes, tmp_path, text, problem):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError) as caught:
+        YOLOLAT("yolo-lat-p").train(data=shapes, cfg=file, project=tmp_path / "runs", **SHORT)
+    assert str(caught.value).startswith(str(file))
+    assert problem in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
