@@ -168,10 +168,16 @@ def test_table_marks_what_excludes_zero_and_says_what_it_covers(comparison):
     assert "95% percentile bootstrap intervals over 40 images, the same 300 resamples (seed 3)" in words
     rows = [line for line in text.splitlines() if " poor " in line]
     assert len(rows) == len(SHOWN)
-    assert "better in, of 300" in words
-    assert [cell.strip() for cell in rows[0].split("│")[-3:-1]] == ["0", "yes"]
-    assert all(" no " in line or " - " in line for line in text.splitlines() if " copy " in line)
+    gap = comparison.difference(2, "AP")
+    assert f"{gap.value:+.3f}*  {gap.low:+.3f} to {gap.high:+.3f}" in rows[0]
+    assert rows[0].split()[-1] == "0%"
+    assert not any("*" in line for line in text.splitlines() if " copy " in line)
+    assert "* the interval excludes 0." in words
     assert "reference" in next(line for line in text.splitlines() if "good  " in line and "AP" in line)
+    assert max(map(len, text_of(comparison, 80).splitlines())) <= 80
+    assert [line.split() for line in text_of(comparison, 80).splitlines() if " poor " in line] == [
+        line.split() for line in rows
+    ]
 
 
 def test_file_holds_all_numbers(comparison, tmp_path):
@@ -287,9 +293,9 @@ def test_predictions_that_are_not_the_evaluated_ones_are_refused(runs, tmp_path)
     rows = json.loads(file.read_text())
     for content, problem in (
         (rows[5:], "but evaluation.json says"),
-        ({"rows": rows}, "not a list of COCO results"),
-        ([*rows, {"image_id": 1}], f"entry {len(rows)}: not a COCO result"),
-        ([*rows, rows[0] | {"bbox": [1, 2, 3]}], f"entry {len(rows)}: not a COCO result"),
+        ({"rows": rows}, "not COCO results"),
+        ([*rows, {"image_id": 1}], f"entry {len(rows)}: lacks image_id"),
+        ([*rows, rows[0] | {"bbox": [1, 2, 3]}], f"entry {len(rows)}: bbox [1, 2, 3]"),
         ([rows[0] | {"image_id": 999}], "entry 0: image_id 999 is not in"),
     ):
         file.write_text(json.dumps(content))

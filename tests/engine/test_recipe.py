@@ -42,7 +42,9 @@ def test_a_file_wins_over_a_name_and_an_unknown_name_suggests_the_nearest(tmp_pa
     monkeypatch.chdir(tmp_path)
     (tmp_path / "small").write_text("epochs: 3")
     assert read_recipe(find_recipe("small")) == {"epochs": 3}
-    with pytest.raises(UserError, match=r"cfg=finetun: no such recipe; did you mean 'finetune'\?; give a \.yaml or one"):
+    with pytest.raises(
+        UserError, match=r"cfg=finetun: no such recipe; did you mean 'finetune'\?; give a \.yaml or one"
+    ):
         find_recipe("finetun")
 
 

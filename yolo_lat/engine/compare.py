@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -111,20 +112,21 @@ class Comparison:
     def table(self) -> Table:
         """Return the numbers and their differences to the first run as a table for the terminal."""
         title = f"{escape(self.name)}: differences to {escape(self.runs[0].label)}"
-        table = Table("metric", "run", title=title, caption=escape(self.method), title_justify="left")
+        caption = escape(f"* the interval excludes 0. {self.method}")
+        table = Table(
+            "", "run", title=title, caption=caption, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+        )
         table.caption_justify = "left"
-        resamples = self.resampled.shape[1]
-        for column in ("value", "interval", "difference", "interval", f"better in, of {resamples}", "excludes 0"):
-            table.add_column(column, justify="right")
+        for column in ("value", "interval", "difference", "interval", "better in"):
+            table.add_column(column, justify="right", no_wrap=True)
         for number in SHOWN:
             for i, run in enumerate(self.runs):
-                own, cells = self.interval(i, number), ["reference", "", "", ""]
+                own, cells = self.interval(i, number), ["reference", "", ""]
                 if i:
                     gap = self.difference(i, number)
-                    share = str(gap.better) if gap.resamples == resamples else f"{gap.better} of {gap.resamples}"
-                    verdict = "[bold]yes[/bold]" if gap.excludes_zero else "no"
-                    told = [share, verdict] if gap.resamples else ["-", "-"]
-                    cells = [_show(gap.value, "+"), _bounds(gap, "+"), *told]
+                    mark = "*" if gap.excludes_zero else " "
+                    share = f"{100 * gap.better / gap.resamples:.0f}%" if gap.resamples else "-"
+                    cells = [_show(gap.value, "+") + mark, _bounds(gap, "+"), share]
                 last = i == len(self.runs) - 1
                 table.add_row(
                     "" if i else number, escape(run.label), _show(own.value), _bounds(own), *cells, end_section=last
@@ -303,7 +305,7 @@ def _json(interval: Interval) -> dict[str, Any]:
 
 
 def _show(value: float, sign: str = "") -> str:
-    return "-" if np.isnan(value) else f"{value:{sign}.4f}"
+    return "-" if np.isnan(value) else f"{value:{sign}.3f}"
 
 
 def _bounds(interval: Interval, sign: str = "") -> str:
