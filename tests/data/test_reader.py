@@ -194,3 +194,27 @@ def test_ground_truth_is_what_pycocotools_reads_from_the_file(shapes, tmp_path, 
         )
 
     assert rows(ours) == rows(original)
+
+
+SPOILT = {  # in the labels of image a: text, and what it becomes
+    "yolo": ("labels/a.txt", "1 0.35", "9 0.35"),
+    "coco": ("coco.json", '"image_id": 1,\n   "category_id": 2', '"image_id": 1,\n   "category_id": 9'),
+    "voc": ("Annotations/a.xml", "dog", "dogg"),
+}
+
+
+def test_a_fault_tells_the_image_that_it_is_about(root):
+    for file, text, other in SPOILT.values():
+        if (root / file).exists():
+            (root / file).write_text((root / file).read_text().replace(text, other, 1))
+    yaml = root / "data.yaml"
+    if "names" not in yaml.read_text():
+        yaml.write_text(yaml.read_text() + "names: [cat, dog]\n")
+    cv2.imwrite(str(root / "images/c.png"), np.full((20, 20, 3), 99, np.uint8))
+    (root / "images/b.png").write_bytes(b"no image")
+    faults = collect(root)[1]
+    about = {fault.kind: fault.image for fault in faults}
+    assert about.pop("image") == root / "images/b.png"
+    assert about.pop("class") == root / "images/a.png"
+    assert set(about.values()) <= {root / "images/c.png"}
+    assert bool(about) == (not (root / "labels").exists())  # YOLO labels say no size

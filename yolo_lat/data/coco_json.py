@@ -72,7 +72,7 @@ def read_coco(
         raise UserError(f"{file}, key images: is empty; list the images there")
     entries = _images(content["images"], folder, file, report)
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
-    known = {entry["id"] for entry in entries.values()}
+    known = {entry["id"]: path for path, entry in entries.items()}
     for number, row in enumerate(annotations):
         if fault := _annotation_fault(row, number, file, names, class_of, spec, known):
             report(fault)
@@ -88,7 +88,7 @@ def read_coco(
         if size != given:
             wrong = f"is given as {shown(given[0])}x{shown(given[1])} pixels but has {size[0]}x{size[1]}"
             message = f"{file}: image {entry['file_name']} {wrong}; correct the entry or replace the image"
-            report(Fault("size", file, message))
+            report(Fault("size", file, message, path))
         rows = by_image.get(entry["id"], [])
         images.append(
             image_labels(
@@ -146,7 +146,7 @@ def _annotation_fault(
     names: dict[int, str],
     class_of: dict[int, int],
     spec: DatasetSpec,
-    images: set[int],
+    images: dict[int, Path],
 ) -> Fault | None:
     where = f"{file}, entry {number} of annotations"
     if not isinstance(row, dict):
@@ -170,7 +170,8 @@ def _annotation_fault(
         problem = f"area {shown(row['area'])} is not a number of square pixels; mend or drop it"
     elif row.get("iscrowd", 0) not in (0, 1):
         problem = f"iscrowd {shown(row['iscrowd'])} is neither 0 nor 1; mend it"
-    return Fault(kind, file, f"{where}: {problem}") if problem else None
+    about = images.get(row["image_id"]) if is_id(image) else None
+    return Fault(kind, file, f"{where}: {problem}", about) if problem else None
 
 
 def _is_number(value: Any) -> bool:

@@ -115,7 +115,7 @@ def _read(
         return seen[path].width, seen[path].height
 
     def report(fault: Fault) -> None:
-        found.add(Finding(fault.kind, fault.file, fault.message, fault.file if fault.kind == "image" else None))
+        found.add(Finding(fault.kind, fault.file, fault.message, fault.image))
 
     try:
         content = read_split(spec, split, progress, report, look)

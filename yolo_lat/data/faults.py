@@ -20,11 +20,13 @@ class Fault:
             `class` (a class that the data set does not name).
         file: where the fault is.
         message: one sentence: what is wrong, where and what to do.
+        image: the image that it is about, where it is about one.
     """
 
     kind: str
     file: Path
     message: str
+    image: Path | None = None
 
 
 class _Short(reprlib.Repr):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +55,7 @@ def read_split(
     paths = part.choose(list_images(part.images))
     read_labels = read_voc_labels if spec.format == "voc" else read_yolo_labels
     images = [
-        read_labels(path, number, size, spec, report)
+        read_labels(path, number, size, spec, _about(path, report))
         for number, (path, size) in enumerate(zip(paths, measure(paths), strict=True), start=1)
         if size is not None
     ]
@@ -63,6 +64,11 @@ def read_split(
         message = f"{spec.file}: no image of split train has a label; labels are looked for as {wanted}, put them there"
         report(Fault("labels", spec.file, message))
     return DetectionSplit(name, spec.names, tuple(range(1, len(spec.names) + 1)), images)
+
+
+def _about(image: Path, report: Report) -> Report:
+    """Return `report`, with each fault marked as one of the labels of `image`."""
+    return lambda fault: report(replace(fault, image=image))
 
 
 def _measure(paths: list[Path], name: str, progress: bool, report: Report, look: Look) -> list[tuple[int, int] | None]:
@@ -79,7 +85,7 @@ def _measure(paths: list[Path], name: str, progress: bool, report: Report, look:
     )
     for path, found in zip(paths, looks, strict=True):
         if isinstance(found, UserError):
-            report(Fault("image", path, str(found)))
+            report(Fault("image", path, str(found), path))
             sizes.append(None)
         else:
             sizes.append(found)
