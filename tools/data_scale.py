@@ -3,8 +3,8 @@
     python tools/data_scale.py docs/results/data-scale.json [COUNT ...]
 
 COUNT defaults to 25000 50000 100000 images. `read` is what training does with the images and labels of split train,
-nine tenths of them; `check` is `yolo-lat data check` on all. `cpu` are seconds of all processes on one core, `mb` is the
-growth of the main process at its peak.
+nine tenths of them; `check` is `yolo-lat data check` on all. `cpu` are seconds of all processes on one core, `mb` is
+the growth of the main process at its peak.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def main(root: str, form: str, what: str) -> None:
     from yolo_lat.data.reader import read_split
     from yolo_lat.data.registry import load_dataset
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_kb()
     start = time.perf_counter()
     file = Path(root, f"{form}.yaml")
     if what == "check":
@@ -76,8 +76,13 @@ def main(root: str, form: str, what: str) -> None:
     seconds = time.perf_counter() - start
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     cpu = sum(usage.ru_utime + usage.ru_stime for usage in used)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"images": images, "seconds": seconds, "cpu": cpu, "mb": grown / 1024}))
+    print(json.dumps({"images": images, "seconds": seconds, "cpu": cpu, "mb": (peak_kb() - before) / 1024}))
+
+
+def peak_kb() -> int:
+    """Return the peak memory of this process in kB; Linux has ru_maxrss begin with that of the parent."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
 
 
 if __name__ == "__main__":

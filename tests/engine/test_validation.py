@@ -7,6 +7,7 @@ import json
 import shutil
 from zipfile import ZipFile
 
+import numpy as np
 import pytest
 import yaml
 from pycocotools.coco import COCO
@@ -87,6 +88,18 @@ def test_one_class_training_is_measured_as_one_class(run, tmp_path):
     assert stats[0] > 0.001
     assert metrics.result.class_ap.shape == (1, 10)
     assert metrics.box.map == pytest.approx(metrics.coco["AP"], abs=1e-12)
+
+
+@pytest.mark.parametrize("chosen", [[2, 5], 2])
+def test_chosen_classes_are_measured_on_their_own(run, tmp_path, chosen):
+    everything = YOLOLAT(run.best).val(data=run.data, project=tmp_path, **VAL)
+    metrics = YOLOLAT(run.best).val(data=run.data, classes=chosen, project=tmp_path, name="some", **VAL)
+    ids = [2, 5] if chosen == [2, 5] else [2]
+    expected = everything.result.class_ap
+    assert np.nanmean(expected[ids]) == pytest.approx(metrics.coco["AP"], abs=1e-12)
+    assert np.isnan(np.delete(metrics.result.class_ap, ids, axis=0)).all()
+    found = json.loads((tmp_path / "some/predictions.json").read_text())
+    assert {row["category_id"] for row in found} == {i + 1 for i in ids}
 
 
 def clock(monkeypatch):

@@ -242,7 +242,7 @@ def _annotation(format: str, image: Path) -> Path:
 
 def _without_crowds(labels: ImageLabels, crowd: str) -> ImageLabels:
     if crowd == "drop":
-        labels = _selected(labels, ~labels.crowd)
+        labels = labels.selected(~labels.crowd)
     return replace(labels, crowd=np.zeros_like(labels.crowd))
 
 
@@ -256,17 +256,7 @@ def _clipped(labels: ImageLabels) -> tuple[ImageLabels, int, int]:
     boxes[moved] = np.concatenate([inside[:, :2], inside[:, 2:] - inside[:, :2]], axis=1)[moved]
     areas = np.where(moved, np.minimum(labels.areas, boxes[:, 2:].prod(axis=1)), labels.areas)
     clipped = replace(labels, boxes_xywh=boxes, areas=areas)
-    return _selected(clipped, ~gone), int((moved & ~gone).sum()), int(gone.sum())
-
-
-def _selected(labels: ImageLabels, mask: np.ndarray) -> ImageLabels:
-    return replace(
-        labels,
-        class_ids=labels.class_ids[mask],
-        boxes_xywh=labels.boxes_xywh[mask],
-        areas=labels.areas[mask],
-        crowd=labels.crowd[mask],
-    )
+    return clipped.selected(~gone), int((moved & ~gone).sum()), int(gone.sum())
 
 
 def _bring(source: Path, target: Path, images: str) -> None:

@@ -30,6 +30,7 @@ class LatDataset(YOLODataset):
 
     def __init__(self, split: DetectionSplit, **kwargs: Any) -> None:
         self.split = split
+        self.chosen_classes = kwargs.get("classes")
         super().__init__(img_path=split.name, **kwargs)
 
     def get_img_files(self, img_path: str | list[str]) -> list[str]:
@@ -40,10 +41,17 @@ class LatDataset(YOLODataset):
         return [str(image.path) for image in self.images]
 
     def evaluated(self) -> DetectionSplit:
-        """Return what predictions are to be held against: images that `fraction` kept, one class if `single_cls`."""
+        """Return what predictions are to be held against.
+
+        These are the images that `fraction` kept, the boxes of `classes` where some are chosen, and one class in place
+        of all if `single_cls`.
+        """
+        images = self.images
+        if self.chosen_classes is not None:
+            images = [image.selected(np.isin(image.class_ids, self.chosen_classes)) for image in images]
         if not self.single_cls:
-            return replace(self.split, images=self.images)
-        images = [replace(image, class_ids=np.zeros_like(image.class_ids)) for image in self.images]
+            return replace(self.split, images=images)
+        images = [replace(image, class_ids=np.zeros_like(image.class_ids)) for image in images]
         return replace(self.split, images=images, names=("item",), category_ids=self.split.category_ids[:1])
 
     def get_labels(self) -> list[dict[str, Any]]:

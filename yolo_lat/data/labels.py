@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,16 @@ class ImageLabels:
     def boxes_xyxy(self) -> np.ndarray:
         """Return the corners, (n, 4) float64 pixels."""
         return np.concatenate([self.boxes_xywh[:, :2], self.boxes_xywh[:, :2] + self.boxes_xywh[:, 2:]], axis=1)
+
+    def selected(self, mask: np.ndarray) -> ImageLabels:
+        """Return the image with those of its boxes for which the (n,) bool mask is true."""
+        return replace(
+            self,
+            class_ids=self.class_ids[mask],
+            boxes_xywh=self.boxes_xywh[mask],
+            areas=self.areas[mask],
+            crowd=self.crowd[mask],
+        )
 
 
 def image_labels(

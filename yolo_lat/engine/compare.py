@@ -264,7 +264,7 @@ def _ground_truth(run: Run, progress: bool) -> DetectionSplit:
     if ground_truth_hash(split.ground_truth()) != run.ground_truth:
         raise UserError(
             f"{file}: the annotations of {split.name} changed since, or only part of them was evaluated; validate the "
-            "runs again, without fraction or single_cls"
+            "runs again, without fraction, classes or single_cls"
         )
     return split
 

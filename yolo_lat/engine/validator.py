@@ -23,6 +23,7 @@ from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import load_dataset
 from yolo_lat.data.spec import DatasetSpec
 from yolo_lat.engine import report
+from yolo_lat.engine.arguments import as_list
 from yolo_lat.engine.evaluate import CocoResult, evaluate_detections, given_data
 from yolo_lat.errors import UserError
 
@@ -168,7 +169,10 @@ class LatValidator(DetectionValidator):
         categories = self.dataloader.dataset.split.category_ids
         image_id = self.image_ids[pbatch["im_file"]]
         boxes = ops.xyxy2ltwh(predn["bboxes"]).tolist()
+        chosen = None if self.args.classes is None else as_list(self.args.classes)
         for box, score, class_id in zip(boxes, predn["conf"].tolist(), predn["cls"].tolist(), strict=True):
+            if chosen is not None and not self.args.single_cls and int(class_id) not in chosen:
+                continue
             row = {"image_id": image_id, "category_id": categories[int(class_id)], "bbox": box, "score": score}
             self.jdict.append(row)
 
