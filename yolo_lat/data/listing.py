@@ -21,13 +21,14 @@ def registry_table() -> Table:
     """
     table = Table(title=f"Data sets by name; they lie under {datasets_dir()}", title_justify="left", show_lines=True)
     table.add_column("name", no_wrap=True)
-    for column in ("about", "licence", "size", "here", "folder"):
-        table.add_column(column, overflow="fold")
+    table.add_column("about, licence", ratio=1, overflow="fold")
+    for column in ("size", "here"):
+        table.add_column(column, max_width=12)
     entries = registry()
     for name in entries:
         entry = complete(entries, name)
-        texts = (str(entry[key]) for key in ("about", "licence", "size"))
-        table.add_row(*map(Text, (name, *texts, _present(entry), str(entry["path"]))))
+        about = f"{entry['about']}\nlicence: {entry['licence']}"
+        table.add_row(*map(Text, (name, about, str(entry["size"]), _present(entry))))
     return table
 
 
