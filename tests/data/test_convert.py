@@ -339,8 +339,9 @@ def test_links_where_there_are_none_are_refused(plain, tmp_path, monkeypatch):
 
 
 SLOWLY = """
-import sys, time
+import signal, sys, time
 from yolo_lat.data import convert
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 bring = convert._bring
 def slow(*args):
     bring(*args)

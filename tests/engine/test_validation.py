@@ -257,6 +257,17 @@ def test_stock_models_write_the_same(stock, shapes, tmp_path, file):
     check_written(tmp_path / "val", metrics, stock / file, shapes)
 
 
+@pytest.mark.parametrize(("conf", "warned"), [(None, "0.25"), (0.001, None), (0.01, "0.01")], ids=str)
+def test_a_suppression_inside_that_loses_detections_is_warned_of(run, tmp_path, caplog, conf, warned):
+    shutil.copy(run.best, tmp_path / "best.pt")
+    file = YOLOLAT(tmp_path / "best.pt").export(imgsz=SIZE, nms=True, **({} if conf is None else {"conf": conf}))
+    caplog.clear()
+    YOLOLAT(file).val(data=run.data, project=tmp_path, batch=1, rect=False, **VAL)
+    warnings = [record.message for record in caplog.records if "has a suppression" in record.message]
+    assert len(warnings) == (warned is not None)
+    assert all(f"of confidence {warned} inside" in message for message in warnings)
+
+
 @pytest.mark.parametrize("inside", [True, False], ids=["nms", "end2end"])
 def test_onnx_that_needs_no_suppression_writes_the_same(run, tmp_path, inside):
     shutil.copy(run.best, tmp_path / "best.pt")

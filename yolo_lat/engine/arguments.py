@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.engine.exporter import export_formats, validate_args
+from ultralytics.utils import LOGGER
 from ultralytics.utils.torch_utils import parse_device
 
 from yolo_lat.errors import UserError, nearest
@@ -39,6 +40,29 @@ def check_export(kwargs: dict[str, Any]) -> dict[str, Any]:
         problem = " ".join(str(error).split()).removeprefix("ERROR ❌️ ")
         raise UserError(f"format={form}: {problem}; leave it out or choose another format") from error
     return kwargs
+
+
+def note_suppression(exporter: Any) -> None:
+    """Write the thresholds of a suppression inside the graph into the metadata, which Ultralytics leaves out."""
+    if exporter.args.nms:
+        exporter.metadata["args"] |= {key: getattr(exporter.args, key) for key in ("conf", "iou", "max_det")}
+
+
+def warn_of_threshold(model: str, args: dict[str, Any], conf: float | None) -> None:
+    """Warn before an evaluation of a model that suppresses inside its graph, at a higher confidence than `conf`.
+
+    Args:
+        model: for the message.
+        args: what its export wrote into its metadata.
+        conf: confidence from which detections are to be evaluated; None for Ultralytics' 0.001.
+    """
+    inside, wanted = args.get("conf"), 0.001 if conf is None else conf
+    if args.get("nms") and (inside is None or inside > wanted):
+        known = "of unknown confidence, by default 0.25," if inside is None else f"of confidence {inside}"
+        LOGGER.warning(
+            f"{model} has a suppression {known} inside: detections below are lost, and AP is lower than the model's; "
+            f"export it with conf={wanted} to measure it"
+        )
 
 
 @contextmanager

@@ -98,7 +98,7 @@ def load_pt(path: str | Path) -> tuple[DetectionModel, dict[str, Any]]:
 
 
 def onnx_metadata(path: str | Path) -> dict[str, Any]:
-    """Read what an export wrote into an ONNX file: names, stride, imgsz and more, and `dynamic`.
+    """Read what an export wrote into an ONNX file: names, stride, imgsz, args, and whether its size is dynamic.
 
     Raises:
         UserError: missing, damaged, or not an exported detector.
@@ -112,7 +112,7 @@ def onnx_metadata(path: str | Path) -> dict[str, Any]:
     if not {"names", "stride", "imgsz", "task"} <= written.keys() or written["task"] != "detect":
         raise UserError(f"{path}: not a detector that 'yolo-lat export' wrote; give an exported model")
     try:
-        metadata = {key: ast.literal_eval(written[key]) for key in ("names", "stride", "imgsz")}
+        metadata = {key: ast.literal_eval(written.get(key, "{}")) for key in ("names", "stride", "imgsz", "args")}
     except (ValueError, SyntaxError) as error:
         raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from error
     sides = model.graph.input[0].type.tensor_type.shape.dim[2:]

@@ -14,7 +14,15 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from yolo_lat.data.download import download
 from yolo_lat.data.registry import load_dataset
 from yolo_lat.engine import offline
-from yolo_lat.engine.arguments import as_list, check_device, check_export, check_image_size, removed_on_failure
+from yolo_lat.engine.arguments import (
+    as_list,
+    check_device,
+    check_export,
+    check_image_size,
+    note_suppression,
+    removed_on_failure,
+    warn_of_threshold,
+)
 from yolo_lat.engine.checkpoint import load_pt, load_safetensors, onnx_metadata, save_safetensors
 from yolo_lat.engine.predictor import LatPredictor
 from yolo_lat.engine.recipe import find_recipe, read_recipe
@@ -101,6 +109,7 @@ class YOLOLAT(Model):
         else:
             metadata = onnx_metadata(weights)
             self.model, self.ckpt, self.names_inside = weights, None, metadata["names"]
+            self.export_args = metadata["args"]
             self.stride, self.fixed_size = int(metadata["stride"]), None if metadata["dynamic"] else metadata["imgsz"]
             self.overrides["imgsz"] = max(metadata["imgsz"])
         self.task, self.ckpt_path, self.model_name = task, weights, weights
@@ -163,6 +172,8 @@ class YOLOLAT(Model):
         spec.split(kwargs.get("split") or "val")
         if not kwargs.get("single_cls", self.overrides.get("single_cls")):
             check_names(spec, self.names_inside if isinstance(self.model, str) else self.model.names)
+        if isinstance(self.model, str):
+            warn_of_threshold(self.model, self.export_args, kwargs.get("conf"))
         return super().val(validator, **kwargs)
 
     def predict(self, source: Any = None, stream: bool = False, predictor: Any = None, **kwargs: Any) -> Any:
@@ -189,12 +200,15 @@ class YOLOLAT(Model):
         """
         self._check_is_pytorch_model()
         kwargs = check_export({"format": "onnx", **self._checked(kwargs)})
+        self.add_callback("on_export_start", note_suppression)
         with removed_on_failure(self._export_targets(kwargs["format"])):
             try:
                 with offline.quiet():
                     file = super().export(**kwargs)
             except ImportError as error:
                 raise UserError(f"format={kwargs['format']}: {error}; install that package first") from error
+            finally:
+                self.callbacks["on_export_start"].remove(note_suppression)
         size = Path(file).stat().st_size / 1e6 if Path(file).is_file() else None
         LOGGER.info(f"exported {file}" + (f", {size:.2f} MB" if size is not None else ""))
         return file
