@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import IO, Any, cast
 
 import cv2
 import numpy as np
@@ -127,9 +128,14 @@ def serve() -> None:
             _send(answers, answer)
 
 
-def _send(stream, message) -> None:  # type: ignore[no-untyped-def]
+def _send(stream: IO[bytes] | None, message: object) -> None:
+    stream = cast("IO[bytes]", stream)  # a pipe, as `_start` asks for
     pickle.dump(message, stream)
     stream.flush()
+
+
+def _receive(stream: IO[bytes] | None) -> Any:
+    return pickle.load(cast("IO[bytes]", stream))
 
 
 class Inspectors:
@@ -166,7 +172,7 @@ class Inspectors:
             process = process or _start()
             try:
                 _send(process.stdin, file)
-                answer = pickle.load(process.stdout)  # type: ignore[arg-type]
+                answer = _receive(process.stdout)
             except (EOFError, BrokenPipeError, pickle.UnpicklingError):
                 _stop(process)
                 process = None
@@ -186,7 +192,7 @@ def _start() -> subprocess.Popen[bytes]:
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )
     try:
-        pickle.load(process.stdout)  # type: ignore[arg-type]
+        _receive(process.stdout)
     except EOFError:
         raise RuntimeError(f"{sys.executable} did not start; its own message is above") from None
     return process
