@@ -4,7 +4,7 @@
 
 for example
 
-    python tools/recipe_runs.py ../shared/data docs/results/recipes.json small:yolo-lat-n:voc12:320 \
+    python tools/recipe_runs.py ~/data docs/results/recipes.json small:yolo-lat-n:voc12:320 \
         inspection:yolo-lat-n:pcb:640:epochs=50
 
 DATA holds a folder for each SET with images/train, images/val and annotations/train.json, val.json. Figures are the
