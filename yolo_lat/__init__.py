@@ -10,6 +10,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from yolo_lat.errors import UserError
+
 if TYPE_CHECKING:
     from yolo_lat.engine.model import YOLOLAT
 
@@ -22,10 +24,29 @@ _CONFIG = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "
 for _name, _value in {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "YOLO_CONFIG_DIR": str(_CONFIG)}.items():
     os.environ.setdefault(_name, _value)
 
+# What the extra `train` installs, by the names of its modules.
+_TRAIN_MODULES = frozenset(
+    {
+        *("torch", "torchvision", "ultralytics", "cloudpickle", "pycocotools", "safetensors", "onnx", "onnxslim"),
+        *("matplotlib", "faster_coco_eval", "lap"),
+    }
+)
+
+
+def missing_package(error: ModuleNotFoundError) -> UserError | None:
+    """Return what to tell a user whose light install lacks a package of the extra `train`, None for other modules."""
+    package = (error.name or "").partition(".")[0]
+    if package not in _TRAIN_MODULES:
+        return None
+    return UserError(f"this needs {package}, which is not installed; run: pip install 'yolo-lat[train]'")
+
 
 def __getattr__(name: str) -> Any:
     if name == "YOLOLAT":
-        from yolo_lat.engine.model import YOLOLAT
+        try:
+            from yolo_lat.engine.model import YOLOLAT
+        except ModuleNotFoundError as error:
+            raise (missing_package(error) or error) from None
 
         return YOLOLAT
     raise AttributeError(f"module 'yolo_lat' has no attribute {name!r}")

@@ -12,13 +12,16 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from hand_made_onnx import COLOURS, NAMES, colour_detector, fixed_output, raw_output, save
 from onnx import TensorProto, helper
 from onnxruntime.transformers.float16 import convert_float_to_float16
 from ultralytics import YOLO
 from ultralytics.utils import ASSETS
 
-from yolo_lat.deploy import Detections, OnnxDetector
+from yolo_lat.deploy import Detections, OnnxDetector, onnx_detector
 from yolo_lat.deploy.preprocess import letterbox, to_input
+from yolo_lat.deploy.runner import Runner
+from yolo_lat.deploy.session import SessionSettings, open_session
 from yolo_lat.errors import UserError
 
 PHOTOS = [cv2.imread(str(ASSETS / name)) for name in ("bus.jpg", "zidane.jpg")]
@@ -94,18 +97,19 @@ def test_detections_equal_those_of_torch(models, kind):
     assert detector.imgsz == (SIZE, SIZE)
 
 
+def recorded_batches(monkeypatch) -> list[int]:
+    """The batch size of every run from now on."""
+    batches, run = [], Runner.run
+    monkeypatch.setattr(Runner, "run", lambda self: batches.append(self.input.shape[0]) or run(self))
+    return batches
+
+
 def test_dynamic_model_takes_another_size_and_a_list_as_one_batch(models, monkeypatch):
-    detector, shapes = OnnxDetector(models["dynamic"][0], imgsz=(256, 384)), []
-    run = detector._session.run
-
-    def recording_run(outputs, inputs):
-        shapes.append(inputs["images"].shape)
-        return run(outputs, inputs)
-
-    monkeypatch.setattr(detector._session, "run", recording_run)
+    detector, batches = OnnxDetector(models["dynamic"][0], imgsz=(256, 384)), recorded_batches(monkeypatch)
     for found, photo in zip(detector(PHOTOS), PHOTOS, strict=True):
         assert_close(detector(photo), found)
-    assert shapes == [(2, 3, 256, 384), (1, 3, 256, 384), (1, 3, 256, 384)]
+    assert batches == [2, 1, 1]
+    assert {runner.input.shape[1:] for runner in detector._pool._idle} == {(3, 256, 384)}
 
 
 def test_threads_bounds_the_cpu_threads(models):
@@ -164,39 +168,123 @@ def test_torch_and_ultralytics_are_never_imported(models):
 @pytest.mark.skipif(
     not torch.cuda.is_available() or "CUDAExecutionProvider" not in ort.get_available_providers(), reason="no CUDA"
 )
-def test_cuda_equals_cpu(models):
-    file = models["dynamic"][0]
-    for on_gpu, on_cpu in zip(OnnxDetector(file, device="cuda:0")(PHOTOS), OnnxDetector(file)(PHOTOS), strict=True):
-        assert_close(on_gpu, on_cpu)
+@pytest.mark.parametrize("cuda_graph", [False, True], ids=["plain", "graph"])
+@pytest.mark.parametrize("kind", ["static", "dynamic", "nms-free"])
+def test_cuda_equals_cpu(models, kind, cuda_graph):
+    file = models[kind][0]
+    on_gpu, on_cpu = OnnxDetector(file, device="cuda:0", cuda_graph=cuda_graph), OnnxDetector(file)
+    for images in (PHOTOS, PHOTOS[1:], PHOTOS * 2 + PHOTOS[:1]):
+        for ours, theirs in zip(on_gpu(images), on_cpu(images), strict=True):
+            assert_close(ours, theirs)
 
 
-# Hand-made models: an output fixed in the file, whatever the image.
-
-NAMES = {"names": "{0: 'cat', 1: 'dog'}", "stride": "32", "imgsz": "[64, 64]", "task": "detect"}
-
-
-def fixed_output(path, output, metadata, input_shape=(1, 3, 64, 64), input_type=TensorProto.FLOAT):
-    images = helper.make_tensor_value_info("images", input_type, input_shape)
-    result = helper.make_tensor_value_info("output0", TensorProto.FLOAT, output.shape)
-    node = helper.make_node("Constant", [], ["output0"], value=onnx.numpy_helper.from_array(output))
-    save(path, [node], [images], [result], metadata)
-    return path
-
-
-def save(path, nodes, inputs, outputs, metadata):
-    graph = helper.make_graph(nodes, "hand-made", inputs, outputs)
-    model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-    helper.set_model_props(model, metadata)
-    onnx.save(model, path)
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or "CUDAExecutionProvider" not in ort.get_available_providers(), reason="no CUDA"
+)
+@pytest.mark.parametrize("cuda_graph", [False, True], ids=["plain", "graph"])
+def test_threads_share_one_detector_on_cuda(models, cuda_graph):
+    detector = OnnxDetector(models["dynamic"][0], device="cuda:0", cuda_graph=cuda_graph)
+    lists = [PHOTOS, PHOTOS[:1], PHOTOS * 2, PHOTOS[1:]] * 5
+    expected = [detector(images) for images in lists]
+    with ThreadPoolExecutor(2) as pool:
+        for ours, theirs in zip(pool.map(detector, lists), expected, strict=True):
+            for one, other in zip(ours, theirs, strict=True):
+                assert_close(one, other, pixels=1e-2, score=1e-4)
 
 
-def raw_output(num_classes: int = 2, batch: int = 1) -> np.ndarray:
-    """One box a batch element, of the last class, centred at (32, 32), as wide as 10 times its place in the batch."""
-    output = np.zeros((batch, 4 + num_classes, 84), np.float32)
-    output[:, :4, 5] = 32, 32, 0, 20
-    output[:, 2, 5] = 10 * np.arange(1, batch + 1)
-    output[:, -1, 5] = 0.9
-    return output
+def coloured(seed: int, height: int = 64, width: int = 64) -> np.ndarray:
+    """Blocks of 8 px, each mostly of one colour."""
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(0, 60, (-(-height // 8), -(-width // 8), 3), np.uint8)
+    np.put_along_axis(blocks, rng.integers(0, 3, (*blocks.shape[:2], 1)), rng.integers(90, 250, (1, 1, 1)), axis=2)
+    return np.kron(blocks, np.ones((8, 8, 1), np.uint8))[:height, :width]
+
+
+def assert_equal(found: Detections, expected: Detections) -> None:
+    for field in ("boxes_xyxy", "scores", "class_ids"):
+        np.testing.assert_array_equal(getattr(found, field), getattr(expected, field), strict=True)
+
+
+def test_the_colour_detector_finds_colours(tmp_path):
+    """What the tests below rely on: its boxes follow the image."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[8:16, 24:32], image[40:48, 0:8] = (0, 0, 255), (204, 0, 0)
+    found = OnnxDetector(colour_detector(tmp_path / "m.onnx"))(image)
+    np.testing.assert_array_equal(found.boxes_xyxy, [[23, 7, 33, 17], [0, 39, 9, 49]])
+    assert [found.names[i] for i in found.class_ids.tolist()] == ["red", "blue"]
+    np.testing.assert_allclose(found.scores, [1, 0.8], rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch", ["batch", 2], ids=["dynamic", "fixed"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_bytes_in_and_best_class_out_change_nothing(tmp_path, dtype, batch):
+    images = [coloured(1), coloured(2, 50, 100), coloured(3, 200, 40)]
+    plain = OnnxDetector(colour_detector(tmp_path / "m.onnx", batch, dtype))(images)
+    assert all(len(found) > 5 for found in plain)
+    assert len({found.class_ids.tobytes() for found in plain}) == 3
+    for takes_bytes, best_class in ((True, False), (False, True), (True, True)):
+        path = colour_detector(tmp_path / "other.onnx", batch, dtype, takes_bytes, best_class)
+        for found, expected in zip(OnnxDetector(path)(images), plain, strict=True):
+            if dtype is np.float16 and takes_bytes:  # ONNX Runtime joins steps of the graph and rounds fewer times
+                assert_close(found, expected, pixels=0, score=1e-3)
+            else:
+                assert_equal(found, expected)
+
+
+def test_a_list_runs_in_parts_no_larger_than_allowed(tmp_path, monkeypatch):
+    images = [coloured(seed) for seed in range(35)]
+    whole = OnnxDetector(colour_detector(tmp_path / "m.onnx"))
+    parts = OnnxDetector(tmp_path / "m.onnx", max_batch=4)
+    alone = [whole(image) for image in images]
+    batches = recorded_batches(monkeypatch)
+    for detector, expected in ((whole, [32, 3]), (parts, [4] * 8 + [3])):
+        for found, image_alone in zip(detector(images), alone, strict=True):
+            assert_equal(found, image_alone)
+        assert batches == expected
+        batches.clear()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "batches"),
+    [({}, [3]), ({"args": "{'nms': True}"}, [1, 1, 1]), ({"args": "{'nms': True}", "output": "nms"}, [3])],
+    ids=["raw", "unrolled-nms", "our-nms"],
+)
+def test_suppression_inside_the_graph_may_fix_the_batch(tmp_path, monkeypatch, metadata, batches):
+    model = onnx.load(colour_detector(tmp_path / "m.onnx"))
+    helper.set_model_props(model, COLOURS | metadata | {"preprocessing": "{'colour': 'RGB', 'scale': '1/255'}"})
+    onnx.save(model, tmp_path / "m.onnx")
+    detector, found = OnnxDetector(tmp_path / "m.onnx"), recorded_batches(monkeypatch)
+    detector([coloured(seed) for seed in range(3)])
+    assert found == batches
+
+
+def test_a_cuda_graph_is_made_for_few_batch_sizes(tmp_path, monkeypatch):
+    """On the CPU, with what decides about batches told that there is a graph."""
+    monkeypatch.setattr(onnx_detector, "open_session", lambda path, device, settings: open_session(path, device))
+    images = [coloured(seed) for seed in range(20)]
+    path = colour_detector(tmp_path / "m.onnx")
+    detector, alone = OnnxDetector(path, cuda_graph=True, max_batch=12), OnnxDetector(path)
+    expected = [alone(image) for image in images]
+    batches = recorded_batches(monkeypatch)
+    for count, runs in ((1, [1]), (2, [2]), (3, [4]), (5, [8]), (8, [8]), (9, [12]), (12, [12]), (20, [12, 8])):
+        for found, image_alone in zip(detector(images[:count]), expected, strict=False):
+            assert_equal(found, image_alone)
+        assert batches == runs
+        batches.clear()
+
+
+@pytest.mark.parametrize("kind", [{}, {"takes_bytes": True}, {"batch": 2}], ids=["float", "bytes", "fixed"])
+def test_threads_with_lists_of_every_length_get_their_own_results(tmp_path, kind):
+    detector = OnnxDetector(colour_detector(tmp_path / "m.onnx", **kind), threads=1)
+    lists = [[coloured(10 * i + j, 40 + 7 * i, 90 - 5 * j) for j in range(1 + i % 6)] for i in range(12)]
+    expected = [[detector(image) for image in images] for images in lists]
+    assert len({found.boxes_xyxy.tobytes() + found.scores.tobytes() for row in expected for found in row}) > 30
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(detector, lists * 20))
+    for found, wanted in zip(results, expected * 20, strict=True):
+        for ours, theirs in zip(found, wanted, strict=True):
+            assert_equal(ours, theirs)
 
 
 def test_boxes_come_back_in_pixels_of_the_original(tmp_path):
@@ -237,6 +325,9 @@ def test_foreign_nms_free_model_needs_no_metadata(tmp_path):
         ({"iou": -0.1}, "iou=-0.1 is no threshold"),
         ({"max_det": 0}, "max_det=0 is too small"),
         ({"threads": 0}, "threads=0 is too small"),
+        ({"max_batch": 0}, "max_batch=0 is too small"),
+        ({"cuda_graph": True}, "cuda_graph=True has no meaning on device 'cpu'"),
+        ({"threads": 2, "settings": SessionSettings()}, "settings= is given beside threads="),
         ({"imgsz": 128}, r"imgsz=128 does not fit .*m\.onnx, whose input is fixed at \(64, 64\)"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
@@ -270,7 +361,9 @@ def test_a_size_that_the_graph_cannot_run_is_refused(tmp_path):
     save(tmp_path / "m.onnx", [shape, helper.make_node("Reshape", ["images", "shape"], ["output0"])], [images],
          [output], NAMES)  # fmt: skip
     assert len(OnnxDetector(tmp_path / "m.onnx", imgsz=64, conf=1)(PHOTOS[0])) == 0
-    with pytest.raises(UserError, match=r"m\.onnx cannot run on an input of shape \(1, 3, 96, 96\) .*export it again"):
+    with pytest.raises(
+        UserError, match=r"m\.onnx: the model cannot run on an input of shape \(1, 3, 96, 96\) .*export it again"
+    ):
         OnnxDetector(tmp_path / "m.onnx", imgsz=96)
 
 
@@ -295,8 +388,9 @@ def test_missing_and_damaged_files_are_refused(tmp_path):
         ((1, 4, 84), {}),
         ((6, 84), NAMES),
         ((1, 6, 84), NAMES | {"task": "pose"}),
+        ((1, 7, 84), NAMES | {"output": "best-class"}),
     ],
-    ids=["rows-last", "rows-last-named", "other-classes", "no-classes", "flat", "pose"],
+    ids=["rows-last", "rows-last-named", "other-classes", "no-classes", "flat", "pose", "best-class"],
 )
 def test_foreign_outputs_are_refused(tmp_path, output_shape, metadata):
     path = fixed_output(tmp_path / "m.onnx", np.zeros(output_shape, np.float32), metadata)
@@ -305,12 +399,21 @@ def test_foreign_outputs_are_refused(tmp_path, output_shape, metadata):
 
 
 @pytest.mark.parametrize(
-    ("input_shape", "input_type"),
-    [((1, 1, 64, 64), TensorProto.FLOAT), ((1, 64, 64), TensorProto.FLOAT), ((1, 3, 64, 64), TensorProto.UINT8)],
-    ids=["grey", "rank", "uint8"],
+    ("input_shape", "input_type", "preprocessing"),
+    [
+        ((1, 1, 64, 64), TensorProto.FLOAT, None),
+        ((1, 64, 64), TensorProto.FLOAT, None),
+        ((1, 3, 64, 64), TensorProto.UINT8, None),
+        ((1, 64, 64, 3), TensorProto.UINT8, None),
+        ((1, 3, 64, 64), TensorProto.UINT8, "uint8-bgr-nhwc"),
+        ((1, 64, 64, 3), TensorProto.FLOAT, "uint8-bgr-nhwc"),
+        ((1, 64, 64, 3), TensorProto.UINT8, "uint8-rgb-nhwc"),
+    ],
+    ids=["grey", "rank", "uint8", "unnamed-bytes", "bytes-first", "float-last", "rgb"],
 )
-def test_foreign_inputs_are_refused(tmp_path, input_shape, input_type):
-    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES, input_shape, input_type)
+def test_foreign_inputs_are_refused(tmp_path, input_shape, input_type, preprocessing):
+    metadata = NAMES | ({"preprocessing": preprocessing} if preprocessing else {})
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), metadata, input_shape, input_type)
     with pytest.raises(UserError, match=r"m\.onnx takes .*, not one float image batch"):
         OnnxDetector(path)
 
@@ -327,30 +430,6 @@ def test_unusable_images_are_named(tmp_path):
         detector(None)
     with pytest.raises(UserError, match=r"^images\[1\] is float64"):
         detector([PHOTOS[0], PHOTOS[0] / 255])
-
-
-def test_cuda_is_refused_rather_than_replaced(tmp_path, monkeypatch):
-    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES)
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(UserError, match=r"needs CUDAExecutionProvider.* install onnxruntime-gpu"):
-        OnnxDetector(path, device="cuda:0")
-
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    opened, open_session = [], ort.InferenceSession
-    monkeypatch.setattr(ort, "preload_dlls", lambda: opened.append("CUDA libraries"), raising=False)
-
-    def without_cuda(model, options, providers, enable_fallback):
-        opened.append((providers, enable_fallback))
-        return open_session(model, options, providers=["CPUExecutionProvider"])
-
-    monkeypatch.setattr(ort, "InferenceSession", without_cuda)
-    for device, device_id in (("cuda", 0), ("cuda:1", 1)):
-        with pytest.raises(UserError, match=f"CUDAExecutionProvider did not start for device '{device}'"):
-            OnnxDetector(path, device=device)
-        providers, enable_fallback = opened.pop()
-        assert providers[0] == ("CUDAExecutionProvider", {"device_id": device_id, "use_tf32": 0})
-        assert not enable_fallback
-        assert opened.pop() == "CUDA libraries"
 
 
 def detections(**changes) -> Detections:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ultralytics.utils.nms import non_max_suppression
 
 from yolo_lat.deploy import postprocess
-from yolo_lat.deploy.postprocess import from_nms_free_output, from_raw_output
+from yolo_lat.deploy.postprocess import from_best_class_output, from_nms_free_output, from_raw_output
 
 thresholds = st.sampled_from([0.0, 0.001, 0.1, 0.25, 0.45, 0.5, 0.6, 0.7, 0.9, 1.0])
 
@@ -110,3 +110,35 @@ def test_nms_free_output_equals_ultralytics(seed, rows, conf, max_det):
     output = output.astype(np.float32)
     found = from_nms_free_output(output, conf, max_det)
     assert_equal_with_ultralytics(output, found, conf=conf, iou=0.7, max_det=max_det)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    num_classes=st.sampled_from([1, 2, 80]),
+    anchors=st.integers(7, 700),
+    steps=st.sampled_from([None, 10]),
+    conf=thresholds,
+    iou=thresholds,
+    dtype=st.sampled_from([np.float16, np.float32]),
+)
+def test_best_class_output_equals_raw_output(seed, num_classes, anchors, steps, conf, iou, dtype):
+    output = random_output(seed, 2, num_classes, anchors, steps).astype(dtype)
+    scores = output[:, 4:]
+    best = np.stack([scores.max(1), scores.argmax(1).astype(dtype)], 1)
+    reduced = np.concatenate([output[:, :4], best], 1)
+    for found, expected in zip(
+        from_best_class_output(reduced, conf, iou, 300), from_raw_output(output, conf, iou, 300), strict=True
+    ):
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs, strict=True)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_scores_that_are_no_numbers_are_dropped(dtype):
+    output = raw(*[(20 * i, 10, 4, 4, 0.9, 0.1) for i in range(5)]).astype(dtype)
+    output[0, 5, 1], output[0, 5, 2], output[0, 4, 3] = np.nan, -np.nan, -1
+    assert np.signbit(output[0, 5, 2])
+    (found,) = from_raw_output(output, conf=0.05, iou=0.7, max_det=300)
+    np.testing.assert_array_equal(found.xyxy[:, 0], [-2, 78, 58])
+    assert found.class_ids.tolist() == [0, 0, 1]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from ultralytics.data.augment import LetterBox
 from ultralytics.utils.ops import scale_boxes
 
-from yolo_lat.deploy.preprocess import check_image, letterbox, to_input, unletterbox
+from yolo_lat.deploy.preprocess import check_image, letterbox, to_input, unletterbox, write_input
 from yolo_lat.errors import UserError
 
 side = st.one_of(st.integers(1, 3), st.integers(1, 500))
@@ -103,3 +103,20 @@ def test_the_minimum_rectangle_is_mapped_back_exactly_where_ultralytics_is_not()
 def test_check_image_names_what_is_wrong(image, message):
     with pytest.raises(UserError, match=message):
         check_image(image, "photo")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_write_input_rounds_half_precision_from_single(dtype):
+    every_value = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = np.stack([every_value, every_value[::-1], every_value.T], axis=2)
+    batch = np.zeros((2, 3, 16, 16), dtype)
+    write_input([image, image[:, ::-1]], batch)
+    np.testing.assert_array_equal(batch, to_input([image, image[:, ::-1]]).astype(dtype), strict=True)
+    planes = image[..., ::-1].transpose(2, 0, 1).astype(np.float32) / np.float32(255)
+    np.testing.assert_array_equal(batch[0], planes.astype(dtype), strict=True)
+
+
+def test_write_input_copies_bytes():
+    images, batch = [noise(32, 64), noise(32, 64)[::-1]], np.zeros((2, 32, 64, 3), np.uint8)
+    write_input(images, batch)
+    np.testing.assert_array_equal(batch, np.stack(images))

@@ -70,8 +70,28 @@ def letterbox(image_bgr: np.ndarray, size: tuple[int, int], stride: int | None =
 
 def to_input(images_bgr: Sequence[np.ndarray]) -> np.ndarray:
     """Stack (h, w, 3) uint8 BGR images of one size into a (B, 3, h, w) float32 RGB array with values 0..1."""
-    planes = np.stack(images_bgr)[..., ::-1].transpose(0, 3, 1, 2)
-    return np.ascontiguousarray(planes).astype(np.float32) / np.float32(255)
+    batch = np.empty((len(images_bgr), 3, *images_bgr[0].shape[:2]), np.float32)
+    write_input(images_bgr, batch)
+    return batch
+
+
+def write_input(images_bgr: Sequence[np.ndarray], batch: np.ndarray) -> None:
+    """Write images into a network's input buffer, as its dtype says.
+
+    Args:
+        images_bgr: B images of (h, w, 3) uint8.
+        batch: contiguous (B, 3, h, w) float32 or float16, which becomes RGB with values 0..1 (float16 is rounded from
+            float32), or (B, h, w, 3) uint8, which becomes a copy.
+    """
+    if batch.dtype == np.uint8:
+        np.stack(images_bgr, out=batch)
+        return
+    values = (np.arange(256, dtype=np.float32) / np.float32(255)).astype(batch.dtype)
+    if batch.dtype == np.float16:
+        values, batch = values.view(np.int16), batch.view(np.int16)  # OpenCV's tables hold no float16
+    for image, planes in zip(images_bgr, batch, strict=True):
+        for plane, channel in zip(planes, reversed(cv2.split(image)), strict=True):
+            cv2.LUT(channel, values, dst=plane)
 
 
 def unletterbox(
