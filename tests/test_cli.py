@@ -270,7 +270,10 @@ def test_deprecated_keys_are_those_that_ultralytics_still_handles():
         ("train epoch=3", "unknown key 'epoch' for train; did you mean 'epochs'?"),
         ("train zzzz=3", "unknown key 'zzzz' for train; yolo-lat train --help lists the keys"),
         ("train zzzz", "unknown key 'zzzz' for train; yolo-lat train --help lists the keys"),
-        ("train json=a.json", "unknown key 'json' for train; it belongs to val and compare and data check"),
+        (
+            "train json=a.json",
+            "unknown key 'json' for train; it belongs to val and compare and benchmark and profile and data check",
+        ),
         ("quickstart model=a.pt", "unknown key 'model' for quickstart; it belongs to train and val and predict and"),
         ("info lr0=1", "unknown key 'lr0' for info; yolo-lat info --help lists the keys"),
         ("train epochs=3 lr0=1 epochs=3", "key 'epochs' is given twice; keep one of them"),

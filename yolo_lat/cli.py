@@ -11,7 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from yolo_lat import __version__
+from yolo_lat import __version__, missing_package
+from yolo_lat.cli_benchmark import RUN_BENCHMARK
 from yolo_lat.cli_data import RUN_DATA
 from yolo_lat.cli_help import group_help, mode_help, overview
 from yolo_lat.cli_modes import MODES
@@ -19,7 +20,7 @@ from yolo_lat.cli_parse import parse
 from yolo_lat.cli_run import RUN_ENGINE
 from yolo_lat.errors import UserError, nearest
 
-RUN = RUN_ENGINE | RUN_DATA
+RUN = RUN_ENGINE | RUN_BENCHMARK | RUN_DATA
 _HELP_WORDS = frozenset({"--help", "-h", "help"})
 _INPUT_ERRORS = (UserError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "memoryerror")
@@ -98,6 +99,8 @@ def _mode_name(words: list[str]) -> tuple[str, list[str]]:
 
 def explain(error: Exception) -> str | None:
     """Return one line for an error that the user can mend, None for one that is a bug of ours."""
+    if isinstance(error, ModuleNotFoundError) and (missing := missing_package(error)):
+        return str(missing)
     line = " ".join(str(error).split())
     wrapped = isinstance(error.__cause__, _INPUT_ERRORS)  # Ultralytics wraps those about data sets in a RuntimeError
     if wrapped or isinstance(error, _INPUT_ERRORS) or getattr(error, "errno", None) == errno.ENOSPC:

@@ -199,6 +199,7 @@ MODES = {
             examples=(
                 "yolo-lat export model=best.pt",
                 "yolo-lat export model=best.pt format=onnx half=True dynamic=True",
+                "yolo-lat export model=best.pt format=onnx int8=True data=my-data.yaml",
             ),
             keys=(
                 _MODEL,
@@ -206,6 +207,12 @@ MODES = {
                 Key("format", "onnx", "target format: onnx, torchscript, openvino, engine (TensorRT), ..."),
                 _BATCH,
                 _HALF,
+                Key("int8", "False", "quantise to 8-bit integers, short for quantize=8; needs data="),
+                Key(
+                    "preprocess", "False", "ONNX takes letterboxed bytes, (batch, height, width, BGR), and scales them"
+                ),
+                Key("best_class", "False", "ONNX returns each box's best class only, (batch, 6, boxes)"),
+                Key("target", "", "gpu or cpu, which an ONNX file is to be fast on; gpu unless quantised to INT8"),
             ),
             general=("imgsz", "device", "quantize", "nms", "data", "fraction"),
             sections=("Export settings",),
@@ -253,6 +260,66 @@ MODES = {
             ),
             words="runs",
             several=True,
+        ),
+        Mode(
+            "benchmark",
+            "Measure the speed of models beside one another, by a written procedure.",
+            examples=(
+                "yolo-lat benchmark models=yolo-lat-p,yolov8n,yolo26n imgsz=320 threads=2 json=out.json",
+                "yolo-lat benchmark models=mine=best.pt,yolo26n device=0 imgsz=320,640 batch=1,32 json=out.json",
+                "yolo-lat benchmark record=new.json against=old.json figure=speed.png",
+            ),
+            keys=(
+                Key("models", "", "names, .yaml, .pt, .safetensors or .onnx, with commas; NAME=PATH to name a file"),
+                Key("device", "cpu", "cpu, or the number of a CUDA device"),
+                Key("imgsz", "640", "sides of the input in pixels, with commas"),
+                Key("batch", "1", "images per batch, with commas"),
+                Key("precision", "", "fp32 and fp16, with commas; fp32 on the CPU and fp16 on CUDA unless given"),
+                Key(
+                    "boundary",
+                    "forward,pipeline",
+                    "forward: tensor to raw output on the device; pipeline: pictures to boxes in host memory",
+                ),
+                Key("reference", "", "models that ratios are formed to; yolo26n and yolo12n if they are measured"),
+                Key("rounds", "5", "interleaved rounds, A B C A B C"),
+                Key("runs", "50", "timed runs of each model in a round"),
+                Key("warmup", "10", "runs before the first round"),
+                Key("trial", "20", "runs that each setting is tried with"),
+                Key("settings", "", "the settings to try, with commas; all of the device's list unless given"),
+                Key("threads", "", "CPU threads of a session and of OpenCV; every core unless given"),
+                Key("data", "", "data set whose validation images are shown, and that trained models are scored on"),
+                Key("source", "", "folder of pictures to show instead"),
+                Key("seed", "0", "random seed of untrained weights and of the order of pictures"),
+                Key("folder", "runs/benchmark/models", "where exported files are kept and found again"),
+                Key("commit", "", "of the code, for a copy of it without git history"),
+                Key("json", "", "file to write the record to, whole after each part"),
+                Key("figure", "", "picture of the record to write, a .png"),
+                Key("against", "", "older record of the same machine and versions to compare with"),
+                Key("record", "", "show this record, or several with commas, instead of measuring"),
+            ),
+        ),
+        Mode(
+            "profile",
+            "Show which operators and layers a model spends its time in.",
+            examples=(
+                "yolo-lat profile model=yolo-lat-p imgsz=320 threads=2",
+                "yolo-lat profile model=best.pt device=0 batch=32 json=profile.json figure=profile.png",
+            ),
+            keys=(
+                _MODEL,
+                Key("device", "cpu", "cpu, or the number of a CUDA device"),
+                Key("imgsz", "640", "side of the input in pixels"),
+                Key("batch", "1", "images per batch"),
+                Key("precision", "", "fp32 or fp16; fp32 on the CPU and fp16 on CUDA unless given"),
+                Key("layout", "True", "on CUDA, run convolutions channels last, each with its bias"),
+                Key("runs", "20", "runs to profile"),
+                Key("warmup", "10", "runs before them"),
+                Key("threads", "", "CPU threads of the session; every core unless given"),
+                Key("seed", "0", "random seed of untrained weights"),
+                Key("folder", "runs/benchmark/models", "where the exported file is kept and found again"),
+                Key("json", "", "file to write every number to"),
+                Key("figure", "", "bar chart to write, a .png"),
+            ),
         ),
         Mode(
             "data check",
@@ -360,7 +427,7 @@ def engine_sections() -> dict[str, list[Key]]:
     """Return the keys of the installed Ultralytics by section of its `default.yaml`, in the order of the file."""
     spec = find_spec("ultralytics")
     if spec is None or spec.origin is None:
-        raise UserError("Ultralytics is not installed; run: pip install ultralytics")
+        raise UserError("this needs ultralytics, which is not installed; run: pip install 'yolo-lat[train]'")
     title, sections = "", dict[str, list[Key]]()
     for line in Path(spec.origin).with_name("cfg").joinpath("default.yaml").read_text(encoding="utf-8").splitlines():
         if heading := _HEADING.match(line):

@@ -12,7 +12,8 @@ from yolo_lat.cli_modes import Mode
 from yolo_lat.errors import UserError
 
 _VERBATIM_KEYS = frozenset(
-    {"name", "project", "json", "predictions", "directory", "data", "runs", "sheet", "figure", "file"}
+    {"name", "project", "json", "predictions", "directory", "data", "sheet", "figure", "file"}
+    | {"runs", "models", "reference", "settings", "folder", "against", "record", "commit"}
 )
 _MODEL_SUFFIXES = frozenset({".pt", ".yaml", ".yml", ".onnx", ".safetensors"})
 _KEY_VALUE = re.compile(r"\s*\w*\s*=")  # other words with = are names such as coco-subset:train=2000

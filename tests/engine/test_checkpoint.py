@@ -150,7 +150,8 @@ def test_onnx_metadata(onnx_file, dynamic_onnx_file, run):
     names = dict(load_pt(run.best)[0].names)
     metadata = onnx_metadata(onnx_file)
     assert metadata.pop("args").items() >= {"batch": 1, "opset": 18}.items()
-    assert metadata == {"names": names, "stride": 32, "imgsz": [96, 96], "dynamic": False}
+    layout = {"output": "raw", "preprocessing": None, "dynamic": False}
+    assert metadata == {"names": names, "stride": 32, "imgsz": [96, 96], **layout}
     assert onnx_metadata(dynamic_onnx_file)["dynamic"] is True
 
 

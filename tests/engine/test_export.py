@@ -1,6 +1,7 @@
 """ONNX files of a trained model: the boxes of the detector without torch are those of the model itself."""
 
 import shutil
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -90,28 +91,38 @@ def test_safetensors_export_beside_themselves(run, photos, tmp_path):
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_an_export_that_fails_half_way_leaves_no_half_file(run, tmp_path, monkeypatch, older):
+@pytest.mark.parametrize("wrote", [False, True])
+def test_an_export_that_fails_leaves_nothing_but_an_older_file(run, tmp_path, monkeypatch, older, wrote):
     shutil.copy(run.best, tmp_path / "a.pt")
     if older:
         (tmp_path / "a.onnx").write_bytes(b"older")
 
-    def fail(*arguments, **_):
-        (tmp_path / "a.onnx").write_bytes(b"half a fi")
+    def fail(model, images, file, **_):
+        if wrote:
+            Path(file).write_bytes(b"half a fi")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
     with pytest.raises(OSError, match="No space"):
         YOLOLAT(tmp_path / "a.pt").export(imgsz=96)
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"a.pt"} | ({"a.onnx"} if older else set())
+    assert not older or (tmp_path / "a.onnx").read_bytes() == b"older"
 
 
-def test_an_export_that_fails_at_once_leaves_an_older_file(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("older", [False, True])
+def test_an_export_to_another_format_leaves_no_half_file(run, tmp_path, monkeypatch, older):
     shutil.copy(run.best, tmp_path / "a.pt")
-    (tmp_path / "a.onnx").write_bytes(b"older")
-    monkeypatch.setattr(torch.onnx, "export", lambda *_, **__: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        YOLOLAT(tmp_path / "a.pt").export(imgsz=96)
-    assert (tmp_path / "a.onnx").read_bytes() == b"older"
+    if older:
+        (tmp_path / "a.torchscript").write_bytes(b"older")
+
+    def fail(*_, **__):
+        (tmp_path / "a.torchscript").write_bytes(b"half a fi")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch.jit, "trace", fail)
+    with pytest.raises(OSError, match="No space"):
+        YOLOLAT(tmp_path / "a.pt").export(imgsz=96, format="torchscript")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
 def test_a_format_whose_package_is_missing_is_the_users_to_mend(run, tmp_path, monkeypatch):

@@ -16,6 +16,9 @@ from ultralytics.utils.torch_utils import parse_device
 
 from yolo_lat.errors import UserError, nearest
 
+OWN_EXPORT_KEYS = ("preprocess", "best_class", "target")
+TARGETS = ("gpu", "cpu")
+
 
 def as_list(value: Any) -> list[Any]:
     """Return a list or tuple as a list, and anything else in one."""
@@ -23,7 +26,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def check_export(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of an export with the default opset, 18, where the format has one.
+    """Return the arguments of an export under Ultralytics' current names, with the default opset, 18, where it has one.
 
     Raises:
         UserError: an unknown format, or an argument that the format has no use for.
@@ -32,14 +35,26 @@ def check_export(kwargs: dict[str, Any]) -> dict[str, Any]:
     keys = dict(zip(table["Argument"][1:], table["Arguments"][1:], strict=True))
     if form not in keys:
         raise UserError(f"format={form}: unknown{nearest(str(form), keys)}; use one of {', '.join(keys)}")
+    own = {key: kwargs[key] for key in OWN_EXPORT_KEYS if key in kwargs}
+    for key, value in own.items():
+        if key == "target":
+            if value not in (None, *TARGETS):
+                raise UserError(f"target={value}: must be {' or '.join(TARGETS)}")
+        elif not isinstance(value, bool):
+            raise UserError(f"{key}={value}: must be True or False")
+        if value and form != "onnx":
+            raise UserError(f"format={form}: argument '{key}' is for format=onnx; leave it out")
+    kwargs = {key: value for key, value in kwargs.items() if key not in own}
     if "opset" in keys[form]:
         kwargs = {"opset": 18, **kwargs}
     try:
-        validate_args(form, get_cfg(overrides=kwargs), keys[form])
+        args = get_cfg(overrides=kwargs)
+        validate_args(form, args, keys[form])
     except AssertionError as error:
         problem = " ".join(str(error).split()).removeprefix("ERROR ❌️ ")
         raise UserError(f"format={form}: {problem}; leave it out or choose another format") from error
-    return kwargs
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("half", "int8", "end2end")}
+    return {**kwargs, "quantize": args.quantize, "nms": args.nms, **(own if form == "onnx" else {})}
 
 
 def note_suppression(exporter: Any) -> None:

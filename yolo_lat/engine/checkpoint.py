@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 
 from yolo_lat import __version__
+from yolo_lat.deploy.onnx_detector import BEST_CLASS_OUTPUT, UINT8_INPUT
 from yolo_lat.errors import UserError
 from yolo_lat.nn.model import LatModel
 
@@ -98,7 +99,7 @@ def load_pt(path: str | Path) -> tuple[DetectionModel, dict[str, Any]]:
 
 
 def onnx_metadata(path: str | Path) -> dict[str, Any]:
-    """Read what an export wrote into an ONNX file: names, stride, imgsz, args, and whether its size is dynamic.
+    """Read what an export wrote into an ONNX file: names, stride, imgsz, args, layout, and whether its size is dynamic.
 
     Raises:
         UserError: missing, damaged, or not an exported detector.
@@ -115,8 +116,26 @@ def onnx_metadata(path: str | Path) -> dict[str, Any]:
         metadata = {key: ast.literal_eval(written.get(key, "{}")) for key in ("names", "stride", "imgsz", "args")}
     except (ValueError, SyntaxError) as error:
         raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from error
-    sides = model.graph.input[0].type.tensor_type.shape.dim[2:]
-    return {**metadata, "dynamic": any(side.dim_param for side in sides)}
+    sides = model.graph.input[0].type.tensor_type.shape.dim[1:]
+    layout = {key: written.get(key) for key in ("preprocessing", "output")}
+    return {**metadata, **layout, "dynamic": any(side.dim_param for side in sides)}
+
+
+def check_layout(path: str | Path, metadata: dict[str, Any]) -> None:
+    """Refuse a file that Ultralytics' loops cannot feed or read, though `yolo_lat.deploy.OnnxDetector` can.
+
+    Raises:
+        UserError: bytes as input, or an output of the best class alone.
+    """
+    if metadata["preprocessing"] == UINT8_INPUT:
+        reason = "takes bytes (preprocess=True)"
+    elif metadata["output"] == BEST_CLASS_OUTPUT:
+        reason = "returns one class a box (best_class=True)"
+    else:
+        return
+    raise UserError(
+        f"{path}: {reason}, which only yolo_lat.deploy.OnnxDetector runs; export it without that to use it here"
+    )
 
 
 def pt_to_safetensors(source: Path, target: Path) -> Path:

@@ -23,7 +23,8 @@ from yolo_lat.engine.arguments import (
     removed_on_failure,
     warn_of_threshold,
 )
-from yolo_lat.engine.checkpoint import load_pt, load_safetensors, onnx_metadata, save_safetensors
+from yolo_lat.engine.checkpoint import check_layout, load_pt, load_safetensors, onnx_metadata, save_safetensors
+from yolo_lat.engine.export import Export, export_onnx
 from yolo_lat.engine.predictor import LatPredictor
 from yolo_lat.engine.recipe import find_recipe, read_recipe
 from yolo_lat.engine.trainer import LatTrainer, find_checkpoint, resumable
@@ -57,6 +58,7 @@ class YOLOLAT(Model):
 
     model: Any  # a LatModel, or the path of an exported model
     ckpt: dict[str, Any] | None
+    exported: Export  # what the last export to ONNX found
 
     def __init__(self, model: str | Path = "yolo-lat-n", scale: str | None = None, verbose: bool = False) -> None:
         self.scale = scale
@@ -108,6 +110,7 @@ class YOLOLAT(Model):
             self.model.args = {**DEFAULT_CFG_DICT, **self.overrides}
         else:
             metadata = onnx_metadata(weights)
+            check_layout(weights, metadata)
             self.model, self.ckpt, self.names_inside = weights, None, metadata["names"]
             self.export_args = metadata["args"]
             self.stride, self.fixed_size = int(metadata["stride"]), None if metadata["dynamic"] else metadata["imgsz"]
@@ -195,18 +198,34 @@ class YOLOLAT(Model):
     def export(self, **kwargs: Any) -> str:
         """Export for deployment, to ONNX unless `format` says otherwise; returns the path of the file.
 
+        An ONNX file is compared with the PyTorch model before it takes its name; `exported` holds what was found.
+
+        Args:
+            **kwargs: Ultralytics' arguments: `imgsz`, `batch`, `dynamic`, `quantize=16` or `8`, `nms`, `data`, ...; for
+                ONNX also `preprocess=True`, bytes as input, and `best_class=True`, one score and class a box as output.
+
         Raises:
-            UserError: arguments that cannot be used, or a package that the format needs is not installed.
+            UserError: arguments that cannot be used, a package that the format needs is not installed, or an ONNX file
+                whose results are not the model's.
         """
         self._check_is_pytorch_model()
         kwargs = check_export({"format": "onnx", **self._checked(kwargs)})
+        try:
+            if kwargs["format"] == "onnx":
+                self.exported = export_onnx(self, super().export, kwargs, self._export_source())
+                LOGGER.info(str(self.exported))
+                return str(self.exported.file)
+            return self._export_elsewhere(kwargs)
+        except ImportError as error:
+            raise UserError(f"format={kwargs['format']}: {error}; install that package first") from error
+
+    def _export_elsewhere(self, kwargs: dict[str, Any]) -> str:
+        """Export to a format other than ONNX, as Ultralytics does."""
         self.add_callback("on_export_start", note_suppression)
         with removed_on_failure(self._export_targets(kwargs["format"])):
             try:
                 with offline.quiet():
                     file = super().export(**kwargs)
-            except ImportError as error:
-                raise UserError(f"format={kwargs['format']}: {error}; install that package first") from error
             finally:
                 self.callbacks["on_export_start"].remove(note_suppression)
         size = Path(file).stat().st_size / 1e6 if Path(file).is_file() else None
@@ -227,9 +246,16 @@ class YOLOLAT(Model):
                 f"model={self.model_name} can only be run and validated; give the .pt or .safetensors that it came from"
             )
 
+    def _export_source(self) -> Path:
+        """Return the weights beside which an export lies, and whose name it takes; for a YAML the working directory."""
+        if getattr(self.model, "pt_path", None):
+            return Path(self.model.pt_path)
+        given, scale = Path(self.model_name), self.model.yaml.get("scale")
+        return Path(f"{given.stem}-{scale}.yaml" if given.is_file() and scale else given.name)
+
     def _export_targets(self, form: str) -> list[Path]:
         """Return what an export may write, as Ultralytics names it; most formats are made from an ONNX file."""
-        source = Path(getattr(self.model, "pt_path", None) or Path(self.model.yaml["yaml_file"]).name)
+        source = self._export_source()
         suffix = dict(zip(*(export_formats()[key] for key in ("Argument", "Suffix")), strict=True))[form]
         return [source.with_name(source.stem + ending) for ending in {suffix, ".onnx"}]
 

@@ -68,7 +68,7 @@ def quickstart(directory: Path = Path("runs/quickstart"), epochs: int = 12, seed
     weights = directory / "train/weights/best.safetensors"
 
     console.print("[bold]2/4 Export[/bold] to ONNX")
-    exported = Path(YOLOLAT(weights).export(imgsz=RECIPE["imgsz"]))
+    exported = Path(YOLOLAT(weights).export(imgsz=RECIPE["imgsz"], target="cpu"))
 
     console.print("[bold]3/4 Detect[/bold] with ONNX Runtime on images held out from training")
     detector = OnnxDetector(exported)

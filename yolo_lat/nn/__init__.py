@@ -2,7 +2,7 @@
 
 from yolo_lat.nn.blocks import ELA2d, ELABlock, ELALayer, Gate, GatedFFN, HyperLink
 from yolo_lat.nn.body import LocalBlock, PixelStem
-from yolo_lat.nn.cross_scale import CrossScaleELA
+from yolo_lat.nn.cross_scale import CrossScaleELA, Level
 from yolo_lat.nn.head import LatDetect
 from yolo_lat.nn.model import LatModel
 from yolo_lat.nn.zoo import load_model_yaml, model_names
@@ -17,6 +17,7 @@ __all__ = [
     "HyperLink",
     "LatDetect",
     "LatModel",
+    "Level",
     "LocalBlock",
     "PixelStem",
     "load_model_yaml",

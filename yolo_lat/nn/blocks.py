@@ -7,33 +7,14 @@ and folds into the projection when the model is fused for inference.
 
 from __future__ import annotations
 
-from functools import reduce
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 from ultralytics.nn.modules import Conv
 from ultralytics.utils.ops import make_divisible
 
-from yolo_lat.ela import Kernel, exact_linear_attention, get_kernel
-
-
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """Turn channels-first tokens (B, heads·D, ...) into the attention layout (B, heads, L, D) without a copy."""
-    # Reshaping with sizes read off the tensor, unlike unflatten, stays dynamic in an exported graph.
-    return x.reshape(x.shape[0], heads, x.shape[1] // heads, -1).transpose(-1, -2)
-
-
-def merge_heads(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Turn (B, heads, L, D) back into channels-first (B, heads·D, *size)."""
-    return x.transpose(-1, -2).reshape(x.shape[0], x.shape[1] * x.shape[3], *size)
-
-
-def check_heads(width: int, heads: int) -> None:
-    """Raise ValueError unless `heads` divides `width`."""
-    if heads < 1 or width % heads:
-        divisors = [h for h in range(1, min(width, 32) + 1) if width % h == 0]
-        raise ValueError(f"heads={heads} does not divide the width {width}; use one of {divisors}")
+from yolo_lat.nn.attention import ProjectedELA
+from yolo_lat.nn.layout import add_upsampled
 
 
 class ELA2d(nn.Module):
@@ -70,20 +51,14 @@ class ELA2d(nn.Module):
         project: bool = True,
     ) -> None:
         super().__init__()
-        check_heads(c2, heads)
-        self.heads = heads
-        self.kernel: Kernel = get_kernel(kernel)
-        self.widths = [heads * key_dim, heads * key_dim, c2]
-        self.qkv = Conv(c1, sum(self.widths), 1, act=False)
+        self.attention = ProjectedELA(c1, c2, heads, key_dim, kernel)
         self.pe = Conv(c2, c2, pe, g=c2, act=False)
         self.out = Conv(c2, c2, 1, act=False) if project else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend over the whole map."""
-        qkv = self.qkv(x).split(self.widths, dim=1)
-        q, k, v = (split_heads(t, self.heads) for t in qkv)
-        y = exact_linear_attention(q, k, v, self.kernel)
-        return self.out(merge_heads(y, x.shape[-2:]) + self.pe(qkv[2]))
+        y, v = self.attention(x)
+        return self.out(y + self.pe(v))
 
 
 class GatedFFN(nn.Module):
@@ -211,10 +186,11 @@ class HyperLink(nn.Module):
     def forward(self, x: list[Tensor]) -> Tensor:
         """Sum the inputs onto the stream."""
         written = [link(feature) for link, feature in zip(self.links, x, strict=True)]
-        return reduce(
-            torch.add,
-            (
-                F.interpolate(y, scale_factor=float(factor), mode="nearest") if factor > 1 else y
-                for y, factor in zip(written, self.upsample, strict=True)
-            ),
-        )
+        total: Tensor | None = None
+        for y, factor in sorted(zip(written, self.upsample, strict=True), key=lambda pair: pair[1]):  # finest first
+            if total is None:
+                total = F.interpolate(y, scale_factor=float(factor), mode="nearest") if factor > 1 else y
+            else:
+                total = add_upsampled(total, y, factor) if factor > 1 else total + y
+        assert total is not None
+        return total

@@ -6,12 +6,14 @@ together costs no more than attention over each alone. The paper does not do thi
 
 from __future__ import annotations
 
-import torch
+from itertools import accumulate
+
 from torch import Tensor, nn
 from ultralytics.nn.modules import Conv
 
-from yolo_lat.ela import Kernel, ela_state, get_kernel
-from yolo_lat.nn.blocks import GatedFFN, check_heads, merge_heads, split_heads
+from yolo_lat.nn.attention import ProjectedELA
+from yolo_lat.nn.blocks import GatedFFN
+from yolo_lat.nn.layout import side_by_side, split_levels
 
 
 class CrossScaleELA(nn.Module):
@@ -50,36 +52,52 @@ class CrossScaleELA(nn.Module):
         local: int = 5,
     ) -> None:
         super().__init__()
-        check_heads(c2, heads)
         self.memory = list(range(len(channels))) if memory is None else list(memory)
         if not self.memory or not set(self.memory) <= set(range(len(channels))):
             raise ValueError(f"memory={memory} must name levels out of {list(range(len(channels)))}")
-        self.heads = heads
-        self.kernel: Kernel = get_kernel(kernel)
-        self.widths = [heads * key_dim, c2]
         self.adapt = nn.ModuleList(nn.Identity() if c == c2 else Conv(c, c2, 1) for c in channels)
-        self.q = Conv(c2, heads * key_dim, 1, act=False)
-        self.kv = Conv(c2, sum(self.widths), 1, act=False)
+        self.attention = ProjectedELA(c2, c2, heads, key_dim, kernel)
         self.local = nn.ModuleList(Conv(c2, c2, local, g=c2, act=False) for _ in channels)
         self.ffn = GatedFFN(c2, ffn_ratio)
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """Let every level attend to the memory levels."""
         levels = [adapt(x) for adapt, x in zip(self.adapt, levels, strict=True)]
-        tokens = _side_by_side(levels)
-        memory = tokens if len(self.memory) == len(levels) else _side_by_side([levels[i] for i in self.memory])
-        k, v = (split_heads(t, self.heads) for t in self.kv(memory).split(self.widths, dim=1))
-        y = ela_state(k, v, self.kernel).query(split_heads(self.q(tokens), self.heads))
-        local = _side_by_side([conv(x) for conv, x in zip(self.local, levels, strict=True)])
-        y = tokens + self.ffn(merge_heads(y, tokens.shape[-2:]) + local)
-        out, start = [], 0
-        for x in levels:  # slices and reshapes by sizes read off the tensors stay dynamic in an exported graph
-            end = start + x.shape[2] * x.shape[3]
-            out.append(y[:, :, start:end].reshape(x.shape))
-            start = end
-        return out
+        tokens = side_by_side(levels)
+        y, _ = self.attention(tokens, self._memory_ranges(levels))
+        local = side_by_side([conv(x) for conv, x in zip(self.local, levels, strict=True)])
+        return split_levels(tokens + self.ffn(y + local), levels)
+
+    def _memory_ranges(self, levels: list[Tensor]) -> list[tuple[int, int]] | None:
+        """Return where the tokens of the memory levels stand in the row, None for all of them."""
+        if len(self.memory) == len(levels):
+            return None
+        ends = list(accumulate(x.shape[2] * x.shape[3] for x in levels))
+        return [(ends[i - 1] if i else 0, ends[i]) for i in self.memory]
 
 
-def _side_by_side(levels: list[Tensor]) -> Tensor:
-    """Lay the positions of all levels in a row: [(B, C, H_l, W_l)] -> (B, C, sum H_l·W_l, 1)."""
-    return torch.cat([x.flatten(2) for x in levels], dim=2).unsqueeze(-1)
+class Level(nn.Module):
+    """Take one of the maps that a row such as `CrossScaleELA` returns.
+
+    Args:
+        channels: width of each map.
+        c2: width of the one taken; a 1x1 convolution adapts it when it differs.
+        index: which one, from 0.
+
+    Shape:
+        [(B, channels[l], H_l, W_l)] -> (B, c2, H_index, W_index).
+
+    Raises:
+        ValueError: no such map.
+    """
+
+    def __init__(self, channels: list[int], c2: int, index: int) -> None:
+        super().__init__()
+        if not 0 <= index < len(channels):
+            raise ValueError(f"level {index} is not among the {len(channels)} maps; use 0 to {len(channels) - 1}")
+        self.index = index
+        self.adapt = nn.Identity() if channels[index] == c2 else Conv(channels[index], c2, 1)
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Return the map."""
+        return self.adapt(levels[self.index])

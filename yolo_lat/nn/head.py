@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules import DFL, Conv, Detect
 
+from yolo_lat.nn.layout import side_by_side, token_rows
+
+# From distances left, top, right, bottom to the box's centre, relative to the anchor, and its width and height.
+_CENTRE_AND_SIZE = ((-0.5, 0.0, 0.5, 0.0), (0.0, -0.5, 0.0, 0.5), (1.0, 0.0, 1.0, 0.0), (0.0, 1.0, 0.0, 1.0))
+
 
 class LatDetect(Detect):
-    """An Ultralytics `Detect` whose branches are shared by all levels and have no spatial extent.
+    """An Ultralytics `Detect` whose convolutions are shared by all levels and have no spatial extent.
 
     The blocks before it have mixed positions already; sharing spends the parameters once instead of once a level, and
     all positions of all levels go through each convolution together. Boxes are distances in units of the level's
-    stride, so one branch serves every level. Training, decoding, losses and the one-to-one branch are `Detect`'s.
+    stride, so one convolution serves every level. Training, decoding, losses and the one-to-one branch are `Detect`'s.
 
     Args:
         nc: number of classes.
@@ -39,17 +45,63 @@ class LatDetect(Detect):
         self.cv2 = nn.ModuleList([nn.Sequential(Conv(width, width, 1), nn.Conv2d(width, 4 * reg_max, 1))])
         self.cv3 = nn.ModuleList([nn.Sequential(Conv(width, width, 1), nn.Conv2d(width, nc, 1))])
         self.dfl = DFL(reg_max) if reg_max > 1 else nn.Identity()
+        self.folded = False
         if end2end:
             self.one2one_cv2, self.one2one_cv3 = copy.deepcopy(self.cv2), copy.deepcopy(self.cv3)
 
     def forward_head(
-        self, x: list[Tensor], box_head: nn.ModuleList | None = None, cls_head: nn.ModuleList | None = None
+        self, x: list[Tensor], box_head: Any = None, cls_head: Any = None
     ) -> dict[str, Tensor | list[Tensor]]:
         """Predict from levels [(B, C, H_l, W_l)]: boxes (B, 4·reg_max, A) and class logits (B, nc, A), A positions."""
         if box_head is None or cls_head is None:  # the branch that fusing removed
             return {}
-        tokens = torch.cat([level.flatten(2) for level in x], dim=2).unsqueeze(-1)
-        return {"boxes": box_head[0](tokens).squeeze(-1), "scores": cls_head[0](tokens).squeeze(-1), "feats": x}
+        tokens = side_by_side(x)
+        if self.folded:
+            hidden = token_rows(box_head[0][0](tokens)).transpose(1, 2)
+            boxes, scores = (branch[0][1].weight.flatten(1) @ hidden for branch in (box_head, cls_head))
+        else:
+            boxes, scores = (branch[0](tokens).squeeze(-1) for branch in (box_head, cls_head))
+        return {"boxes": boxes, "scores": scores, "feats": x}
+
+    def decode_bboxes(self, bboxes: Tensor, anchors: Tensor, angle: Tensor | None = None) -> Tensor:
+        """Turn predictions (B, 4, A) into boxes in units of the stride: xyxy where the caller wants that, else xywh."""
+        if not self.folded or self.reg_max > 1:
+            return super().decode_bboxes(bboxes, anchors, angle)
+        if self.end2end or self.xyxy:
+            centre, half = bboxes[:, :2] + anchors, bboxes[:, 2:] / 2
+            return torch.cat([centre - half, centre + half], dim=1)
+        return bboxes + torch.cat([anchors, torch.zeros_like(anchors)], dim=1)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Spare the inference form every operation that its weights can do.
+
+        The hidden layers of boxes and classes become one convolution, in which a channel that never changes carries the
+        biases, so that each output is one product. Without DFL the boxes' weights also give centre and size in place of
+        distances. To be called once batch norms are folded and one branch is left.
+        """
+        if self.folded:
+            return
+        left: Any = self.one2one if self.cv2 is None else self.one2many
+        (box_hidden, to_boxes), (cls_hidden, to_scores) = left["box_head"][0], left["cls_head"][0]
+        width, constant = to_boxes.in_channels, 8  # channels; tensor cores want multiples of 8
+        convs = (box_hidden.conv, cls_hidden.conv)
+        weight = convs[0].weight.new_zeros(constant, width, 1, 1)
+        bias = convs[0].bias.new_ones(constant)
+        merged: Any = nn.Conv2d(width, 2 * width + constant, 1).to(weight).requires_grad_(False)
+        merged.weight.copy_(torch.cat([*(conv.weight for conv in convs), weight]))
+        merged.bias.copy_(torch.cat([*(conv.bias for conv in convs), bias]))
+        one = float(box_hidden.act(weight.new_ones(())))  # what the activation makes of the constant
+        for output, start in ((to_boxes, 0), (to_scores, width)):
+            columns = output.weight.new_zeros(output.out_channels, 2 * width + constant, 1, 1)
+            columns[:, start : start + width] = output.weight
+            columns[:, 2 * width, 0, 0] = output.bias / one
+            output.weight, output.bias = nn.Parameter(columns, requires_grad=False), None
+        if self.reg_max == 1:
+            change = to_boxes.weight.new_tensor(_CENTRE_AND_SIZE)
+            to_boxes.weight.copy_(torch.einsum("ij,jkhw->ikhw", change, to_boxes.weight))
+        box_hidden.conv, left["cls_head"][0][0] = merged, nn.Identity()
+        self.folded = True
 
     def bias_init(self) -> None:
         """Start from boxes of two strides to each side and the class prior of `Detect`, averaged over its levels."""

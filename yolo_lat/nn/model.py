@@ -12,7 +12,10 @@ from ultralytics.utils import LOGGER
 
 from yolo_lat.errors import UserError
 from yolo_lat.nn import parser
+from yolo_lat.nn.attention import ProjectedELA
+from yolo_lat.nn.body import PixelStem, ResidualConv
 from yolo_lat.nn.complexity import count_gflops, count_parameters
+from yolo_lat.nn.head import LatDetect
 
 parser.install()
 
@@ -26,9 +29,14 @@ class LatModel(DetectionModel):
         nc: number of classes; None keeps the YAML's.
         verbose: log the table of layers.
 
+    Attributes:
+        target: "gpu" or "cpu", which processor `fuse` is to suit; either runs anywhere, with the same results.
+
     Raises:
         UserError: a row that cannot be built, or that does not fit its inputs.
     """
+
+    target = "gpu"
 
     def __init__(self, cfg: dict[str, Any], ch: int = 3, nc: int | None = None, verbose: bool = True) -> None:
         try:
@@ -71,9 +79,25 @@ class LatModel(DetectionModel):
         LOGGER.info(f"{name}{fused}: {layers} layers, {parameters:,} parameters, {gflops:.2f} GFLOPs at {imgsz} px")
         return layers, parameters, gradients, gflops
 
-    def deploy(self) -> LatModel:
-        """Turn the training form into the inference form, in place; outputs stay equal to rounding.
+    def fuse(self, verbose: bool = True, imgsz: int = 640) -> LatModel:
+        """Turn the training form into the inference form for `target`, in place; outputs stay equal to rounding.
 
-        Batch norms fold into their convolutions (a Hyper-Link's gates among them) and the head keeps one branch.
+        Batch norms fold into their convolutions (a Hyper-Link's gates among them), residuals into theirs, attention
+        computes all heads in two products, and the head keeps one branch.
         """
+        super().fuse(verbose=False)
+        kinds = (ResidualConv, ProjectedELA, LatDetect if self.target == "gpu" else PixelStem)
+        for module in self.modules():
+            if isinstance(module, kinds):
+                module.fold()
+        self.info(verbose=verbose, imgsz=imgsz)
+        return self
+
+    def is_fused(self) -> bool:
+        """Whether `fuse` has nothing left to do."""
+        unfolded = any(isinstance(m, ResidualConv) and m.identity is not None for m in self.modules())
+        return super().is_fused() and not unfolded
+
+    def deploy(self) -> LatModel:
+        """Return `fuse()`, quietly."""
         return self.fuse(verbose=False)

@@ -25,7 +25,7 @@ from ultralytics.utils.ops import make_divisible
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.nn.blocks import ELABlock, HyperLink
 from yolo_lat.nn.body import LocalBlock, PixelStem
-from yolo_lat.nn.cross_scale import CrossScaleELA
+from yolo_lat.nn.cross_scale import CrossScaleELA, Level
 from yolo_lat.nn.head import LatDetect
 
 
@@ -37,6 +37,7 @@ class Row:
         module: called as module(c1, c2, *args), c1 a list of widths when `many`.
         many: takes several feature maps: a list of rows, or one row that returns a list.
         repeats: the row's repeat count, scaled by depth, follows c2.
+        optional: a small depth may scale the repeat count to 0, which leaves out what the block does.
         levels: returns a list of maps, one for each input.
         head: called as module(nc, reg_max, end2end, widths), as Ultralytics calls `Detect`.
     """
@@ -44,16 +45,18 @@ class Row:
     module: Callable[..., nn.Module]
     many: bool = False
     repeats: bool = False
+    optional: bool = False
     levels: bool = False
     head: bool = False
 
 
 ROWS: dict[str, Row] = {
     "PixelStem": Row(PixelStem),
-    "LocalBlock": Row(LocalBlock, repeats=True),
+    "LocalBlock": Row(LocalBlock, repeats=True, optional=True),
     "ELABlock": Row(ELABlock, repeats=True),
     "HyperLink": Row(HyperLink, many=True),
     "CrossScaleELA": Row(CrossScaleELA, many=True, levels=True),
+    "Level": Row(Level, many=True),
     "LatDetect": Row(LatDetect, many=True, head=True),
 }
 
@@ -216,7 +219,8 @@ class _Parser:
             if row.head:
                 nc = self.d["nc"] if args[:1] == ["nc"] else args[0]
                 return row.module(nc, self.d.get("reg_max", 16), bool(self.d.get("end2end")), tuple(widths))
-            repeats = [max(round(n * self.depth), 1) if n > 1 else n] if row.repeats else []
+            fewest = 0 if row.optional else 1
+            repeats = [max(round(n * self.depth), fewest) if n > fewest else n] if row.repeats else []
             if not row.repeats and n != 1:
                 raise ValueError(f"cannot be repeated {n} times; set repeats to 1")
             return row.module(widths if row.many else widths[0], self._scaled(i), *repeats, *args[1:])

@@ -1,0 +1,1 @@
+"""Benchmark: models beside one another on one machine, by one written procedure."""

@@ -1,0 +1,135 @@
+"""One ONNX file of one model, made in a process of its own: what measures never imports torch."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import tempfile
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yolo_lat
+from yolo_lat.deploy.benchmark.plan import Cell, Entry
+from yolo_lat.deploy.benchmark.settings import Variant
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """An ONNX file with what is known of the model inside.
+
+    Attributes:
+        path, sha256: the file.
+        parameters, gflops: as deployed, for one image; None where the file does not say.
+        layers: what the rows of the model's YAML are called; empty where unknown.
+    """
+
+    path: str
+    sha256: str
+    parameters: int | None = None
+    gflops: float | None = None
+    layers: tuple[str, ...] = ()
+
+
+def sha256(path: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def make_file(entry: Entry, cell: Cell, variant: Variant, device: str, seed: int, folder: Path) -> ModelFile | None:
+    """Export a model, unless the very same export lies in the folder already.
+
+    Args:
+        entry: the model, not an .onnx file.
+        cell: size, batch and precision.
+        variant: form of the export.
+        device: of the measurement; float16 files for CUDA are traced there and take float16 images.
+        seed: of random weights.
+        folder: for the file and a note beside it.
+
+    Returns:
+        None where the model's head has no such form.
+
+    Raises:
+        UserError: a model or a size that cannot be exported.
+    """
+    import torch
+    from ultralytics.utils import LOGGER
+
+    from yolo_lat import YOLOLAT
+    from yolo_lat.nn.complexity import count_gflops, count_parameters
+
+    LOGGER.setLevel(logging.WARNING)
+    torch.manual_seed(seed)
+    model = YOLOLAT(entry.source)
+    if variant.head and not hasattr(model.model.model[-1], variant.head):
+        return None
+    target = "cpu" if device == "cpu" else "gpu"
+    arguments = {"format": "onnx", "imgsz": cell.imgsz, "batch": cell.batch, "device": "cpu", "target": target}
+    arguments |= variant.export
+    if cell.precision == "fp16":
+        arguments |= {"quantize": 16, "device": device.removeprefix("cuda:")}
+    form = variant.name.replace(", ", "-").replace(" ", "-")
+    stem = f"{entry.name}-{cell.imgsz}px-b{cell.batch}-{cell.precision}-{form}".replace("/", "_")
+    path, note = folder / f"{stem}.onnx", folder / f"{stem}.json"
+    key = _fingerprint(model.model, arguments)
+    if path.is_file() and note.is_file():
+        known = json.loads(note.read_text(encoding="utf-8"))
+        if known["key"] == key and known["file"]["sha256"] == sha256(path):
+            return ModelFile(**{**known["file"], "path": str(path), "layers": tuple(known["file"]["layers"])})
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        model.model.pt_path = str(Path(work) / f"{stem}.pt")  # an export lies beside its checkpoint
+        Path(model.export(**arguments)).replace(path)
+    layers = tuple(layer.type.rpartition(".")[2] for layer in model.model.model)
+    deployed = copy.deepcopy(model.model).fuse(verbose=False)
+    file = ModelFile(str(path), sha256(path), count_parameters(deployed), count_gflops(deployed, cell.imgsz), layers)
+    note.write_text(json.dumps({"key": key, "file": asdict(file)}, indent=1), encoding="utf-8")
+    return file
+
+
+def _fingerprint(model: Any, arguments: dict[str, Any]) -> str:
+    """Return a hash of everything that an exported file follows from."""
+    digest = hashlib.sha256(json.dumps([model.yaml, arguments], sort_keys=True, default=str).encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.cpu().numpy().tobytes())
+    digest.update(str([version(name) for name in ("torch", "ultralytics", "onnx", "onnxslim")]).encode())
+    package = Path(yolo_lat.__file__).parent
+    for file in sorted(file for part in ("ela", "nn", "engine", "deploy") for file in (package / part).glob("*.py")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def describe_onnx(path: Path) -> ModelFile:
+    """Return what a given .onnx file tells of itself; its parameters where the package onnx is installed."""
+    try:
+        import onnx
+    except ImportError:
+        return ModelFile(str(path), sha256(path))
+    from math import prod
+
+    floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
+    weights = onnx.load(path).graph.initializer
+    parameters = sum(prod(weight.dims) for weight in weights if weight.data_type in floats)
+    return ModelFile(str(path), sha256(path), parameters)
+
+
+def measure_accuracy(path: str, data: str, imgsz: int, device: str) -> dict[str, float]:
+    """Validate an ONNX file of batch 1 with pycocotools and return COCO's twelve numbers by name.
+
+    Raises:
+        UserError: data or class names that do not fit.
+    """
+    from ultralytics.utils import LOGGER
+
+    from yolo_lat import YOLOLAT
+
+    LOGGER.setLevel(logging.WARNING)
+    with tempfile.TemporaryDirectory() as work:
+        place = device.removeprefix("cuda:")
+        arguments = {"data": data, "imgsz": imgsz, "batch": 1, "device": place, "plots": False, "project": work}
+        return dict(YOLOLAT(path).val(**arguments).coco)

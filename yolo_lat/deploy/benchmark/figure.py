@@ -1,0 +1,87 @@
+"""A record as a picture: latency against AP where it is known, against parameters otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import fill
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+
+from yolo_lat.deploy.benchmark.plan import Cell
+from yolo_lat.deploy.benchmark.record import Model, Record
+from yolo_lat.deploy.benchmark.table import heading, size_cells
+from yolo_lat.errors import UserError
+
+_MARKERS = {"forward": "o", "pipeline": "s"}
+
+
+def draw(record: Record, path: str | Path) -> None:
+    """Draw one row of panels for each size and precision, one panel for each batch, latency on a log axis.
+
+    Raises:
+        UserError: nothing was measured.
+    """
+    cells = [measured.cell for measured in record.cells]
+    rows = sorted({(cell.imgsz, cell.precision) for cell in cells})
+    batches = sorted({cell.batch for cell in cells})
+    points = {
+        (cell, result.model): result.median_ms for cell, result in record.results() if result.median_ms is not None
+    }
+    if not points:
+        raise UserError(f"{path}: nothing was measured, so there is nothing to draw")
+    known = any(record.model(name).ap(cell) is not None for cell, name in points)
+    figure = Figure(figsize=(6.5 * len(batches) + 1, 4.2 * len(rows) + 1), layout="constrained", dpi=120)
+    panels = figure.subplots(len(rows), len(batches), squeeze=False)
+    colours = {model.name: f"C{number % 10}" for number, model in enumerate(record.models)}
+    for (imgsz, precision), line in zip(rows, panels, strict=True):
+        for batch, axes in zip(batches, line, strict=True):
+            for boundary, marker in _MARKERS.items():
+                cell = Cell(imgsz, batch, precision, boundary)
+                for (where, name), median in points.items():
+                    if where == cell:
+                        _point(axes, record.model(name), cell, median, known, colours[name], marker)
+            _finish(axes, f"{imgsz} px, batch {batch}, {precision}", known)
+        _legend(line[-1], record, Cell(imgsz, batches[0], precision, "forward"), colours)
+    figure.suptitle("Latency of a batch and " + ("COCO AP" if known else "parameters; accuracy not measured"))
+    figure.supxlabel(_plain(fill(" · ".join(heading(record)), 60 * len(batches) + 20)), fontsize=7)
+    FigureCanvasAgg(figure).print_png(str(path))
+
+
+def _point(axes: Axes, model: Model, cell: Cell, median: float, known: bool, colour: str, marker: str) -> None:
+    height = model.ap(cell) if known else model.parameters and model.parameters / 1e6
+    if height is None:
+        return
+    axes.plot([median], [height], marker, color=colour, markersize=7)
+    axes.annotate(_plain(model.name), (median, height), (5, 5), textcoords="offset points", fontsize=8, color=colour)
+
+
+def _legend(axes: Axes, record: Record, cell: Cell, colours: dict[str, str]) -> None:
+    """Say beside the panels of a row what its speeds belong to: sizes, accuracy, and which mark is which boundary."""
+    for model in record.models:
+        parameters, gflops, accuracy = size_cells(model, cell)
+        label = f"{model.name}\n{parameters}, {gflops} GFLOPs\nAP {accuracy}"
+        axes.plot([], [], color=colours[model.name], linewidth=4, label=_plain(label))
+    for boundary, marker in _MARKERS.items():
+        axes.plot([], [], marker, color="0.3", label=boundary)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=7, frameon=False)
+
+
+def _plain(text: str) -> str:
+    """Return text fit for drawing, where a dollar sign would begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def _finish(axes: Axes, title: str, known: bool) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(0.18)
+    axes.set_xlabel("ms")
+    axes.set_ylabel("AP" if known else "parameters, millions")
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
