@@ -15,7 +15,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import yaml
-from small_training import SIZE, TRAIN
+from small_training import EPOCHS, SIZE, TRAIN
 
 import yolo_lat  # noqa: F401 - before Ultralytics, which reads its settings' place once
 from yolo_lat.data.shapes import CLASSES, ShapesConfig, generate
@@ -50,7 +50,7 @@ def run(shapes, tmp_path_factory) -> Run:
     from yolo_lat import YOLOLAT
 
     project = tmp_path_factory.mktemp("runs")
-    metrics = YOLOLAT("yolo-lat-p").train(data=shapes, epochs=14, project=project, name="train", **TRAIN)
+    metrics = YOLOLAT("yolo-lat-p").train(data=shapes, epochs=EPOCHS, project=project, name="train", **TRAIN)
     assert metrics.coco["AP"] > 0.001, "the trained fixture detects nothing, so the tests on it would prove nothing"
     return Run(project / "train", shapes, metrics)
 

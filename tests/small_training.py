@@ -1,6 +1,7 @@
 """Settings of the small trainings that tests run; a module, so that fixtures and tests can import it alike."""
 
 SIZE = 96
+EPOCHS = 20  # of the fixture that all tests share
 TRAIN = {
     "imgsz": SIZE,
     "batch": 4,
@@ -10,7 +11,7 @@ TRAIN = {
     "plots": False,
     "verbose": False,
     "optimizer": "AdamW",
-    "lr0": 0.005,
+    "lr0": 0.003,
     "warmup_epochs": 0,
     "mosaic": 0.0,
 }

@@ -215,6 +215,17 @@ def test_every_boolean_key_of_ultralytics_may_stand_alone():
     assert parse(MODES["train"], sorted(bare)) == dict.fromkeys(bare, True)
 
 
+def test_dashes_are_as_good_as_an_equals_sign():
+    plain = ["models=a,b", "against=old.json", "rounds=3"]
+    for words in (
+        plain,
+        [f"--{word}" for word in plain],
+        ["--models", "a,b", "--against", "old.json", "--rounds", "3"],
+    ):
+        assert parse(MODES["benchmark"], words) == {"models": "a,b", "against": "old.json", "rounds": 3}
+    assert parse(MODES["train"], ["--save", "--epochs", "3"]) == {"save": True, "epochs": 3}
+
+
 def test_keys_are_those_of_the_installed_ultralytics():
     from ultralytics.utils import DEFAULT_CFG_DICT
 
@@ -266,7 +277,7 @@ def test_deprecated_keys_are_those_that_ultralytics_still_handles():
         ("data check a.yaml b.yaml", "key 'data' is given twice; keep one of them"),
         ("data check a.yaml data=b.yaml", "key 'data' is given twice; keep one of them"),
         ("data check a.yaml lr0=3", "unknown key 'lr0' for data check; yolo-lat data check --help lists the keys"),
-        ("data check a.yaml --json=3", "'--json=3' has dashes; write json=3"),
+        ("data check a.yaml -json=3", "'-json=3' has dashes; write json=3"),
         ("train epoch=3", "unknown key 'epoch' for train; did you mean 'epochs'?"),
         ("train zzzz=3", "unknown key 'zzzz' for train; yolo-lat train --help lists the keys"),
         ("train zzzz", "unknown key 'zzzz' for train; yolo-lat train --help lists the keys"),
@@ -278,8 +289,10 @@ def test_deprecated_keys_are_those_that_ultralytics_still_handles():
         ("info lr0=1", "unknown key 'lr0' for info; yolo-lat info --help lists the keys"),
         ("train epochs=3 lr0=1 epochs=3", "key 'epochs' is given twice; keep one of them"),
         ("train save save=True", "key 'save' is given twice; keep one of them"),
-        ("train --epochs=3", "'--epochs=3' has dashes; write epochs=3"),
-        ("train --epochs 3", "'--epochs' has dashes; write epochs=VALUE"),
+        ("train --epoch=3", "unknown key 'epoch' for train; did you mean 'epochs'?"),
+        ("train --epochs", "key 'epochs' has no value; write epochs=100"),
+        ("train --epochs --save", "key 'epochs' has no value; write epochs=100"),
+        ("train --epochs 3 epochs=3", "key 'epochs' is given twice; keep one of them"),
         ("train data= epochs=3", "key 'data' has no value; write data=VALUE"),
         ("train epochs", "key 'epochs' has no value; write epochs=100"),
         ("train model=", "key 'model' has no value; write model=VALUE"),

@@ -17,6 +17,7 @@ from yolo_lat import YOLOLAT
 from yolo_lat.deploy.onnx_half import to_half
 from yolo_lat.deploy.postprocess import from_raw_output
 from yolo_lat.deploy.preprocess import letterbox, to_input
+from yolo_lat.engine.export_data import check_files
 from yolo_lat.errors import UserError
 
 SIZE = 96
@@ -138,6 +139,58 @@ def test_bytes_give_bit_for_bit_what_floats_give(run, frames, tmp_path, half):
     np.testing.assert_array_equal(run_file(file, np.stack(frames)), plain)
 
 
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_files_for_a_gpu_and_for_a_cpu_give_the_same_results(run, frames, tmp_path, dynamic):
+    photos = [cv2.imread(str(file)) for file in check_files(None)]
+    sizes = [(SIZE, SIZE), (64, 128), (320, 288)] if dynamic else [(SIZE, SIZE)]
+    files = []
+    for target in ("gpu", "cpu"):
+        (tmp_path / target).mkdir()
+        arguments = {"dynamic": dynamic, "batch": 1 if dynamic else len(photos), "simplify": dynamic}
+        files.append(exported(run.best, tmp_path / target, target=target, **arguments))
+        assert metadata(files[-1])["target"] == target
+    kinds = [[node.op_type for node in onnx.load(file).graph.node] for file in files]
+    assert kinds[0] != kinds[1]
+    for size in sizes:
+        images = to_input([letterbox(photo, size).image for photo in photos])
+        gpu, cpu = (run_file(file, images) for file in files)
+        assert np.abs(gpu - cpu)[:, :4].max() < 1e-3
+        assert np.abs(gpu - cpu)[:, 4:].max() < 1e-5
+        expected = expected_raw(run, images)
+        assert np.abs(cpu - expected)[:, :4].max() < 1e-2
+
+
+def test_a_file_for_a_gpu_resizes_nothing_and_one_for_a_cpu_stems_in_one_convolution(run, tmp_path):
+    graphs = {target: onnx.load(exported(run.best, tmp_path, target=target)).graph for target in ("gpu", "cpu")}
+    kinds = {target: {node.op_type for node in graph.node} for target, graph in graphs.items()}
+    assert "Resize" not in kinds["gpu"]
+    assert "Resize" in kinds["cpu"]
+    stem = next(node for node in graphs["cpu"].node if node.op_type == "Conv")
+    shapes = {tensor.name: list(tensor.dims) for tensor in graphs["cpu"].initializer}
+    assert stem.input[0] == "images"
+    assert shapes[stem.input[1]][1:] == [3, 6, 6]
+
+
+TARGETS = [({}, "gpu"), ({"target": None}, "gpu"), ({"target": "cpu"}, "cpu"), ({"half": True}, "gpu")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "target"),
+    [({}, "gpu"), ({"target": None}, "gpu"), ({"target": "cpu"}, "cpu"), ({"half": True}, "gpu")],
+)
+def test_the_target_is_a_gpu_unless_given(run, tmp_path, arguments, target):
+    file = exported(run.best, tmp_path, simplify=False, **arguments)
+    assert metadata(file)["target"] == target
+
+
+def test_an_export_leaves_the_model_without_a_target(run, tmp_path):
+    shutil.copy(run.best, tmp_path / "a.pt")
+    model = YOLOLAT(tmp_path / "a.pt")
+    model.export(imgsz=SIZE, target="cpu", simplify=False)
+    assert "target" not in vars(model.model)
+    assert not model.model.is_fused()
+
+
 @pytest.mark.parametrize("arguments", [{"preprocess": True}, {"best_class": True}], ids=str)
 def test_forms_that_ultralytics_cannot_run_are_refused(run, tmp_path, arguments):
     file = exported(run.best, tmp_path, simplify=False, **arguments)
@@ -255,6 +308,9 @@ def test_a_step_after_the_network_that_changes_the_result_writes_nothing(run, tm
         ({"best_class": 3}, "best_class=3: must be True or False"),
         ({"preprocess": True, "format": "torchscript"}, "argument 'preprocess' is for format=onnx"),
         ({"opset": 12}, "opset=12: too old"),
+        ({"target": "tpu"}, r"^target=tpu: must be gpu or cpu$"),
+        ({"target": True}, r"^target=True: must be gpu or cpu$"),
+        ({"target": "cpu", "format": "torchscript"}, "argument 'target' is for format=onnx"),
     ],
     ids=str,
 )

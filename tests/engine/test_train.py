@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
-from small_training import TRAIN
+from small_training import EPOCHS, TRAIN
 
 from yolo_lat import YOLOLAT
 from yolo_lat.errors import UserError
@@ -28,7 +28,7 @@ def losses(folder) -> list[list[str]]:
 def test_a_run_leaves_weights_numbers_and_settings(run):
     weights = {path.name for path in (run.folder / "weights").iterdir()}
     assert weights == {"best.pt", "last.pt", "best.safetensors", "last.safetensors"}
-    assert len(rows(run.folder)) == 14
+    assert len(rows(run.folder)) == EPOCHS
     assert json.loads((run.folder / "metrics.json").read_text()) == run.metrics.coco
     assert yaml.safe_load((run.folder / "args.yaml").read_text())["data"] == str(run.data)
 

@@ -2,47 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
+from forms import fuse, maps, settled
 from torch import Tensor, nn
-from ultralytics.nn.modules import Conv
-from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
 from yolo_lat.ela import KERNELS, ela_state
-from yolo_lat.nn import CrossScaleELA, ELA2d, ELABlock, ELALayer, Gate, GatedFFN, HyperLink, LatDetect, LocalBlock
-from yolo_lat.nn.blocks import merge_heads, split_heads
+from yolo_lat.nn import CrossScaleELA, ELA2d, ELABlock, ELALayer, GatedFFN, HyperLink, Level, LocalBlock, PixelStem
+from yolo_lat.nn.attention import merge_heads, split_heads
+from yolo_lat.nn.layout import channels_last_graph
 
-
-def settled(module: nn.Module, *inputs: object) -> nn.Module:
-    """Give batch norms statistics and scales that differ from their start, so that fusing them is a real test."""
-    torch.manual_seed(0)
-    for m in module.modules():
-        if isinstance(m, nn.BatchNorm2d):
-            nn.init.uniform_(m.weight, 0.5, 1.5)
-            nn.init.uniform_(m.bias, -0.5, 0.5)
-        if isinstance(m, Gate):
-            nn.init.uniform_(m.scale, 0.5, 1.5)
-    module.train()
-    for _ in range(20):
-        module(*inputs)
-    return module.eval()
-
-
-def fuse(module: nn.Module) -> nn.Module:
-    module = copy.deepcopy(module)
-    for m in module.modules():
-        if isinstance(m, Conv) and hasattr(m, "bn"):
-            m.conv = fuse_conv_and_bn(m.conv, m.bn)
-            del m.bn
-            m.forward = m.forward_fuse
-    return module
-
-
-def maps(*widths: int, size: int = 16) -> list[Tensor]:
-    torch.manual_seed(1)
-    return [torch.randn(2, c, size // 2**i, size // 2**i) for i, c in enumerate(widths)]
+LAST = pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 
 
 BLOCKS = {
@@ -53,13 +23,15 @@ BLOCKS = {
     "ELABlock": (lambda: ELABlock(32, 32, n=2), maps(32)[0], 32),
     "ELABlock narrowing": (lambda: ELABlock(48, 32, n=1), maps(48)[0], 32),
     "LocalBlock": (lambda: LocalBlock(32, 32, n=2), maps(32)[0], 32),
-    "LocalBlock expanded": (lambda: LocalBlock(16, 32, n=1, k=5, expand=2.0), maps(16)[0], 32),
+    "LocalBlock dense": (lambda: LocalBlock(16, 32, n=1, k=5, depthwise=False), maps(16)[0], 32),
+    "PixelStem": (lambda: PixelStem(3, 16), maps(3, size=64)[0], 16),
     **{f"ELABlock {name}": (lambda name=name: ELABlock(16, 16, kernel=name), maps(16)[0], 16) for name in KERNELS},
 }
 
 
+@LAST
 @pytest.mark.parametrize("name", BLOCKS)
-def test_block_shape_gradient_and_fused_form(name: str) -> None:
+def test_block_shape_gradient_and_fused_form(name: str, last: bool) -> None:
     build, x, width = BLOCKS[name]
     block = settled(build(), x)
     y = block(x)
@@ -67,7 +39,8 @@ def test_block_shape_gradient_and_fused_form(name: str) -> None:
     y.square().mean().backward()
     lacking = [n for n, p in block.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not lacking
-    torch.testing.assert_close(fuse(block)(x), y, rtol=1e-4, atol=1e-4)
+    with channels_last_graph(last):
+        torch.testing.assert_close(fuse(block)(x), y, rtol=1e-4, atol=1e-4)
 
 
 def test_attention_reaches_every_position_and_order_does_not_matter_without_positions() -> None:
@@ -78,14 +51,6 @@ def test_attention_reaches_every_position_and_order_does_not_matter_without_posi
     order = torch.randperm(256)
     shuffled = x.detach().flatten(2)[:, :, order].unflatten(2, (16, 16))
     torch.testing.assert_close(layer(shuffled).flatten(2), layer(x).flatten(2)[:, :, order], rtol=1e-4, atol=1e-4)
-
-
-def test_heads_split_and_merge() -> None:
-    x = maps(24)[0]
-    heads = split_heads(x, 4)
-    assert heads.shape == (2, 4, 256, 6)
-    assert torch.equal(heads[1, 2, 17], x[1, 12:18].flatten(1)[:, 17])
-    assert torch.equal(merge_heads(heads, x.shape[-2:]), x)
 
 
 @pytest.mark.parametrize("build", [lambda: ELA2d(30, 30), lambda: CrossScaleELA([30], 30), lambda: ELABlock(8, 30)])
@@ -115,10 +80,29 @@ class TestHyperLink:
         link([x, y]).sum().backward()
         assert torch.equal(x.grad, torch.ones_like(x))
 
-    def test_fused_form(self) -> None:
+    @LAST
+    def test_fused_form(self, last: bool) -> None:
         inputs = maps(16, 24)
         link = settled(HyperLink([16, 24], 32, [1, 2]), inputs)
-        torch.testing.assert_close(fuse(link)(inputs), link(inputs), rtol=1e-4, atol=1e-4)
+        with channels_last_graph(last):
+            torch.testing.assert_close(fuse(link)(inputs), link(inputs), rtol=1e-4, atol=1e-4)
+
+    @LAST
+    @pytest.mark.parametrize("order", [[0, 1, 2], [2, 0, 1], [1, 2, 0]], ids=str)
+    def test_the_order_of_its_inputs_does_not_matter(self, order: list[int], last: bool) -> None:
+        inputs, factors = maps(16, 16, 16), [1, 2, 4]
+        link = HyperLink([16] * 3, 16, [factors[i] for i in order])
+        expected = sum(
+            nn.functional.interpolate(x, scale_factor=float(f)) for x, f in zip(inputs, factors, strict=True)
+        )
+        with channels_last_graph(last):
+            torch.testing.assert_close(link([inputs[i] for i in order]), expected)
+
+    def test_inputs_that_are_all_coarser(self) -> None:
+        coarse, coarser = maps(8, 8)
+        found = HyperLink([8, 8], 8, [2, 4])([coarse, coarser])
+        assert found.shape == (2, 8, 32, 32)
+        torch.testing.assert_close(found[:, :, ::2, ::2], coarse + nn.functional.interpolate(coarser, scale_factor=2.0))
 
     @pytest.mark.parametrize("upsample", [[1], [1, 2, 3], [1, 0], [1, 1.5]])
     def test_wrong_factors(self, upsample: list[float]) -> None:
@@ -127,31 +111,34 @@ class TestHyperLink:
 
 
 class TestCrossScaleELA:
-    def test_shapes_gradients_and_fused_form(self) -> None:
+    @LAST
+    @pytest.mark.parametrize("memory", [None, [0], [1, 2], [2, 0]], ids=str)
+    def test_shapes_gradients_and_fused_form(self, memory: list[int] | None, last: bool) -> None:
         levels = maps(16, 24, 16)
-        block = settled(CrossScaleELA([16, 24, 16], 16, memory=[1, 2]), levels)
+        block = settled(CrossScaleELA([16, 24, 16], 16, memory=memory), levels)
         out = block(levels)
         assert [tuple(y.shape) for y in out] == [(2, 16, 16, 16), (2, 16, 8, 8), (2, 16, 4, 4)]
         sum(y.square().mean() for y in out).backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
-        for fused, y in zip(fuse(block)(levels), out, strict=True):
-            torch.testing.assert_close(fused, y, rtol=1e-4, atol=1e-4)
+        with channels_last_graph(last):
+            for fused, y in zip(fuse(block)(levels), out, strict=True):
+                torch.testing.assert_close(fused, y, rtol=1e-4, atol=1e-4)
 
     def test_the_one_state_is_the_sum_of_the_levels_states(self) -> None:
         levels = maps(16, 16, 16)
         block = settled(CrossScaleELA([16, 16, 16], 16, memory=[0, 2]), levels)
 
-        def state_of(level: Tensor):
-            tokens = level.flatten(2).unsqueeze(-1)
-            k, v = (split_heads(t, block.heads) for t in block.kv(tokens).split(block.widths, dim=1))
-            return ela_state(k, v, block.kernel)
+        attention = block.attention
 
-        total = state_of(levels[0]) + state_of(levels[2])
-        for x, y in zip(levels, block(levels), strict=True):
-            tokens = x.flatten(2).unsqueeze(-1)
-            attended = merge_heads(total.query(split_heads(block.q(tokens), block.heads)), x.shape[-2:])
-            local = block.local[[t is x for t in levels].index(True)](x)
-            torch.testing.assert_close(x + block.ffn(attended + local), y, rtol=1e-4, atol=1e-4)
+        def projected(level: Tensor) -> list[Tensor]:
+            q, k, v = attention.qkv(level).split(attention.widths, dim=1)
+            parts = (q.clamp(-4, 4), k.clamp(-4, 4), v.clamp(-256, 256))
+            return [split_heads(t, attention.heads) for t in parts]
+
+        total = ela_state(*projected(levels[0])[1:]) + ela_state(*projected(levels[2])[1:])
+        for x, local, y in zip(levels, block.local, block(levels), strict=True):
+            attended = merge_heads(total.query(projected(x)[0]), x.shape[-2:])
+            torch.testing.assert_close(x + block.ffn(attended + local(x)), y, rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("memory", [[], [3], [0, -1]])
     def test_memory_levels_that_do_not_exist(self, memory: list[int]) -> None:
@@ -159,27 +146,21 @@ class TestCrossScaleELA:
             CrossScaleELA([16, 16, 16], 16, memory=memory)
 
 
-class TestLatDetect:
-    def test_training_and_inference_outputs(self) -> None:
-        head = LatDetect(nc=5, reg_max=1, ch=(16, 16, 16))
-        head.stride = torch.tensor([8.0, 16.0, 32.0])
-        head.bias_init()
-        out = head.train()(maps(16, 16, 16))
-        assert out["boxes"].shape == (2, 4, 256 + 64 + 16)
-        assert out["scores"].shape == (2, 5, 336)
-        y, _ = head.eval()(maps(16, 16, 16))
-        assert y.shape == (2, 9, 336)
-        assert y[:, 4:].max() < 0.05  # the prior: hardly anything is an object
+class TestLevel:
+    def test_takes_one_of_the_maps(self) -> None:
+        levels = maps(8, 16, 8)
+        for i, width in enumerate((8, 16, 8)):
+            level = Level([8, 16, 8], width, i)
+            assert level(levels) is levels[i]
+            assert not list(level.parameters())
 
-    def test_levels_share_their_branches(self) -> None:
-        head = LatDetect(nc=3, reg_max=4, end2end=True, ch=(16, 16))
-        head.stride = torch.tensor([8.0, 16.0])
-        assert head.train()(maps(16, 16)).keys() == {"one2many", "one2one"}
-        _, out = head.eval()(maps(16, 16))
-        for key, branch in (("boxes", head.cv2[0]), ("scores", head.cv3[0])):
-            apart = torch.cat([branch(level).flatten(2) for level in maps(16, 16)], dim=2)
-            torch.testing.assert_close(out["one2many"][key], apart)
+    def test_adapts_the_width(self) -> None:
+        levels = maps(8, 16)
+        level = settled(Level([8, 16], 8, 1), levels)
+        assert level(levels).shape == (2, 8, 8, 8)
+        torch.testing.assert_close(fuse(level)(levels), level(levels), rtol=1e-4, atol=1e-4)
 
-    def test_levels_of_different_width_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="must have one width"):
-            LatDetect(nc=3, ch=(16, 32))
+    @pytest.mark.parametrize("index", [-1, 2])
+    def test_a_map_that_does_not_exist(self, index: int) -> None:
+        with pytest.raises(ValueError, match=rf"level {index} is not among the 2 maps; use 0 to 1"):
+            Level([8, 8], 8, index)

@@ -15,6 +15,7 @@ from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_PATH
 from yolo_lat.errors import UserError
 from yolo_lat.nn import LatModel, load_model_yaml, model_names
 from yolo_lat.nn.complexity import count_gflops, count_parameters
+from yolo_lat.nn.layout import channels_last_graph
 from yolo_lat.nn.parser import _stock_parse_model, parse_model
 from yolo_lat.resources import resource
 
@@ -88,6 +89,88 @@ def test_second_yolo12_variant_has_no_softmax_attention() -> None:
     kinds = {type(m).__name__ for m in LatModel(load_model_yaml("yolo-lat-12-ela-n"), verbose=False).modules()}
     assert "AAttn" not in kinds
     assert "AAttn" in {type(m).__name__ for m in LatModel(load_model_yaml("yolo-lat-12-n"), verbose=False).modules()}
+
+
+def settled_model(name: str) -> LatModel:
+    """With batch norms of random statistics, scales and offsets, as training leaves them."""
+    torch.manual_seed(0)
+    model = LatModel(load_model_yaml(name), nc=4, verbose=False)
+    for m in model.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.momentum = 0.5
+            torch.nn.init.uniform_(m.weight, 0.7, 1.3)
+            torch.nn.init.uniform_(m.bias, -0.2, 0.2)
+    for branch in (model.model[-1].cv2[0], model.model[-1].cv3[0]):  # where no two boxes and scores are equal
+        torch.nn.init.normal_(branch[-1].weight, std=0.2)
+        torch.nn.init.normal_(branch[-1].bias)
+    with torch.no_grad():
+        for _ in range(4):
+            model.train()(torch.rand(4, 3, 96, 96))
+    return model.eval()
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
+@pytest.mark.parametrize("target", ["gpu", "cpu"])
+@pytest.mark.parametrize("name", ["yolo-lat-p", "yolo-lat-n"])
+def test_fused_models_give_what_the_training_form_gives(name: str, target: str, last: bool) -> None:
+    model = settled_model(name).double()
+    fused = copy.deepcopy(model)
+    fused.target = target
+    assert not fused.is_fused()
+    assert fused.fuse(verbose=False) is fused
+    assert fused.is_fused()
+    for size in ((96, 96), (64, 160)):
+        x = torch.rand(2, 3, *size, dtype=torch.float64)
+        with torch.no_grad(), channels_last_graph(last):
+            y, expected = fused(x)[0], model(x)[0]
+        assert expected[:, 4:].std(dim=2).min() > 1e-2
+        torch.testing.assert_close(y, expected, rtol=1e-8, atol=1e-8)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
+    assert fused.model[0].direct == (target == "cpu")
+    assert fused.model[-1].folded == (target == "gpu")
+
+
+def test_a_model_is_fused_once_batch_norms_residuals_and_branches_are_folded() -> None:
+    model = settled_model("yolo-lat-p")
+    expected = model(images())[0]
+    tasks.DetectionModel.fuse(model, verbose=False)  # Ultralytics knows of batch norms alone
+    assert tasks.DetectionModel.is_fused(model)
+    assert not model.is_fused()
+    model.fuse(verbose=False)
+    assert model.is_fused()
+    once = model(images())[0]
+    torch.testing.assert_close(once, expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(model.fuse(verbose=False)(images())[0], once)  # nothing is left to do
+
+
+@pytest.mark.parametrize("target", ["gpu", "cpu"])
+@pytest.mark.parametrize("end2end", [False, True], ids=["one-to-many", "end2end"])
+def test_a_model_with_both_branches_fuses_to_the_one_that_it_uses(end2end: bool, target: str) -> None:
+    torch.manual_seed(0)
+    model = LatModel({**load_model_yaml("yolo-lat-p"), "end2end": True}, nc=4, verbose=False).eval()
+    model.end2end = end2end
+    fused = copy.deepcopy(model)
+    fused.target = target
+    fused.fuse(verbose=False)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(images())[0], model(images())[0], rtol=1e-3, atol=1e-3)
+    assert (fused.model[-1].cv2 is None) == end2end
+
+
+@pytest.mark.parametrize(
+    ("repeats", "depth", "units"), [(1, 0.33, 0), (1, 0.67, 1), (3, 0.33, 1), (3, 0.67, 2), (1, 1.0, 1), (3, 0.1, 0)]
+)
+def test_depth_scales_repeats_and_may_leave_out_a_local_block(repeats: int, depth: float, units: int) -> None:
+    content = edited(1, [-1, repeats, "LocalBlock", [128, 3]], "backbone")
+    content["scales"]["p"] = [depth, 0.25, 1024]
+    assert len(LatModel(content, verbose=False).model[1].units) == units
+    content["backbone"][1] = [-1, repeats, "ELABlock", [128]]
+    assert len(LatModel(content, verbose=False).model[1].layers) == max(units, 1)
+
+
+def test_p_has_no_local_block_at_stride_4() -> None:
+    units = {name: len(LatModel(load_model_yaml(f"yolo-lat-{name}"), verbose=False).model[1].units) for name in "pn"}
+    assert units == {"p": 0, "n": 1}
 
 
 STOCK = (
@@ -198,12 +281,16 @@ def edited(row: int, value: list, part: str = "head") -> dict:
         (edited(1, [[5, -1], 0, "HyperLink", [256]]), "'repeats' is 0"),
         (edited(1, [[5, -1], 3, "HyperLink", [256, [1, 2]]]), "cannot be repeated 3 times"),
         (edited(1, [[5, -1], 1, "HyperLink", [256]]), r"row 9 \(HyperLink\): its inputs .* do not fit together"),
-        (edited(3, [[10, 9, 8], 1, "CrossScaleELA", [256, 5]]), "heads=5 does not divide the width 64"),
-        (edited(3, [[10, 9, 8], 1, "CrossScaleELA", [256, 4, 8, [7]]]), "must name levels"),
-        (edited(3, [[10, 9, 8], 1, "CrossScaleELA", [256, 4, 8, None, "Softmax"]]), "unknown kernel 'Softmax'"),
-        (edited(3, [[10, 9, 8], 1, "ELABlock", [256]]), "takes one feature map, not 3"),
-        (edited(4, [-1, 1, "Detect", ["nc"]]), r"row 12 \(Detect\): reads a row that returns several maps"),
-        (edited(4, [[11, 10], 1, "LatDetect", ["nc"]]), "reads a row that returns several maps"),
+        (edited(2, [[9, 8], 1, "CrossScaleELA", [256, 5]]), "heads=5 does not divide the width 64"),
+        (edited(2, [[9, 8], 1, "CrossScaleELA", [256, 4, 8, [7]]]), "must name levels"),
+        (edited(2, [[9, 8], 1, "CrossScaleELA", [256, 4, 8, None, "Softmax"]]), "unknown kernel 'Softmax'"),
+        (edited(2, [[9, 8], 1, "ELABlock", [256]]), "takes one feature map, not 2"),
+        (edited(3, [10, 1, "Conv", [256, 1, 1]]), r"row 11 \(Conv\): reads a row that returns several maps"),
+        (edited(3, [[9, 10], 1, "Level", [256, 0]]), "reads a row that returns several maps"),
+        (edited(3, [10, 1, "Level", [256, 2]]), r"row 11 \(Level\): .*level 2 is not among the 2 maps; use 0 to 1"),
+        (edited(3, [10, 1, "Level", [256]]), r"row 11 \(Level\): cannot be built"),
+        (edited(3, [10, 3, "Level", [256, 0]]), "cannot be repeated 3 times"),
+        (edited(7, [[10, 13], 1, "LatDetect", ["nc"]]), "reads a row that returns several maps"),
         (edited(1, [-1, "HyperLink"]), r"a row is \[from, repeats, module"),
         (edited(2, [-1, 1, "Conv", ["a"]], "backbone"), r"row 2 \(Conv\): cannot be built"),
         (edited(3, [-1, 2, "LocalBlock", [256, 4, 2, 9, 9]], "backbone"), r"row 3 \(LocalBlock\): cannot be built"),

@@ -107,8 +107,8 @@ class ProjectedELA(nn.Module):
         logits, values = _bounded(token_rows(self.qkv(x))).split([2 * width, 2 * c2], dim=-1)
         phi, psi = logits.exp().split(width, dim=-1)
         psi, kept = _pick(psi, memory), _pick(values, memory)
-        sixteens = (psi.shape[1] + 15) // 16  # a whole number that float16 holds up to a million tokens
-        scale = (16 * _HEADROOM * (width // self.heads)) ** -0.5 * sixteens**-0.5
+        fours = (psi.shape[1] + 3) // 4  # float16 holds this number up to 262,016 tokens
+        scale = (4 * _HEADROOM * (width // self.heads)) ** -0.5 * fours**-0.5
         state = (psi * scale).transpose(1, 2) @ (kept * scale) * self.same_head.to(x.dtype)
         numerator, denominator = (phi @ state).split(c2, dim=-1)
         return as_map(numerator / denominator, x), as_map(values[..., :c2] * _VALUE_SCALE, x)
