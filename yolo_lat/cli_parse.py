@@ -28,7 +28,7 @@ def parse(mode: Mode, words: Iterable[str]) -> dict[str, Any]:
     """
     options: dict[str, Any] = {}
     accepted = mode.accepted()
-    for word in merge_fragments(words):
+    for word in merge_fragments(_without_dashes(mode, words)):
         if mode.words and not word.startswith("-") and word not in accepted and not _KEY_VALUE.match(word):
             key, value = mode.words, [*options.pop(mode.words, []), word] if mode.several else word
         else:
@@ -40,6 +40,23 @@ def parse(mode: Mode, words: Iterable[str]) -> dict[str, Any]:
         if (given := options.pop(key, only)) != only:
             raise UserError(f"{key}={given} contradicts yolo-lat {mode.name}; leave {key}= out")
     return options
+
+
+def _without_dashes(mode: Mode, words: Iterable[str]) -> list[str]:
+    """Write `--key value` and `--key=value` as `key=value`, for fingers that are used to them."""
+    plain: list[str] = []
+    accepted, takes_value = mode.accepted(), False
+    for word in words:
+        if takes_value and not word.startswith("--"):
+            plain[-1] += f"={word}"
+            takes_value = False
+        elif word.startswith("--"):
+            key, equals, _ = word[2:].partition("=")
+            takes_value = not equals and key in accepted and not accepted[key].stands_alone
+            plain.append(word[2:])
+        else:
+            plain.append(word)
+    return plain
 
 
 def merge_fragments(words: Iterable[str]) -> list[str]:

@@ -84,7 +84,7 @@ def versions(commit: str | None = None) -> dict[str, str]:
     """Return the versions of what takes part; torch and Ultralytics only where they are installed.
 
     Args:
-        commit: of the code, if this is a copy without git history.
+        commit: of the code, if this is a copy whose git history does not tell.
     """
     found = {"yolo_lat": __version__, "python": platform.python_version(), "onnxruntime": ort.__version__}
     found |= {"numpy": np.__version__, "opencv": cv2.__version__}
@@ -99,7 +99,7 @@ def versions(commit: str | None = None) -> dict[str, str]:
         found["cuda"] = str(getattr(ort, "cuda_version", "")) or "unknown"
         cudnn = sorted(f"{name} {value}" for name, value in names.items() if name and name.startswith("nvidia-cudnn"))
         found["cudnn"] = ", ".join(cudnn) or "of the system"
-    return found | ({"commit": commit} if commit else {}) | _commit()
+    return found | ({"commit": commit} if commit else _commit())
 
 
 def _commit() -> dict[str, str]:

@@ -47,7 +47,7 @@ def make_file(entry: Entry, cell: Cell, variant: Variant, device: str, seed: int
         entry: the model, not an .onnx file.
         cell: size, batch and precision.
         variant: form of the export.
-        device: of the measurement; float16 files for CUDA are traced there and take float16 images.
+        device: of the measurement; every file is exported and checked on the CPU, but ordered for the device.
         seed: of random weights.
         folder: for the file and a note beside it.
 
@@ -72,7 +72,7 @@ def make_file(entry: Entry, cell: Cell, variant: Variant, device: str, seed: int
     arguments = {"format": "onnx", "imgsz": cell.imgsz, "batch": cell.batch, "device": "cpu", "target": target}
     arguments |= variant.export
     if cell.precision == "fp16":
-        arguments |= {"quantize": 16, "device": device.removeprefix("cuda:")}
+        arguments["quantize"] = 16
     form = variant.name.replace(", ", "-").replace(" ", "-")
     stem = f"{entry.name}-{cell.imgsz}px-b{cell.batch}-{cell.precision}-{form}".replace("/", "_")
     path, note = folder / f"{stem}.onnx", folder / f"{stem}.json"
@@ -86,7 +86,9 @@ def make_file(entry: Entry, cell: Cell, variant: Variant, device: str, seed: int
         model.model.pt_path = str(Path(work) / f"{stem}.pt")  # an export lies beside its checkpoint
         Path(model.export(**arguments)).replace(path)
     layers = tuple(layer.type.rpartition(".")[2] for layer in model.model.model)
-    deployed = copy.deepcopy(model.model).fuse(verbose=False)
+    deployed = copy.deepcopy(model.model)
+    deployed.target = target
+    deployed.fuse(verbose=False)
     file = ModelFile(str(path), sha256(path), count_parameters(deployed), count_gflops(deployed, cell.imgsz), layers)
     note.write_text(json.dumps({"key": key, "file": asdict(file)}, indent=1), encoding="utf-8")
     return file
@@ -97,7 +99,7 @@ def _fingerprint(model: Any, arguments: dict[str, Any]) -> str:
     digest = hashlib.sha256(json.dumps([model.yaml, arguments], sort_keys=True, default=str).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode() + value.cpu().numpy().tobytes())
-    digest.update(str([version(name) for name in ("torch", "ultralytics", "onnx", "onnxslim")]).encode())
+    digest.update(str([version(name) for name in ("ultralytics", "onnx", "onnxslim")]).encode())
     package = Path(yolo_lat.__file__).parent
     for file in sorted(file for part in ("ela", "nn", "engine", "deploy") for file in (package / part).glob("*.py")):
         digest.update(file.read_bytes())

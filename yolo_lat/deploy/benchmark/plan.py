@@ -80,7 +80,7 @@ class Plan:
         data, source: where the pictures come from: a data set's validation images, or a folder.
         seed: of random weights and of the order of the pictures.
         folder: for exported files.
-        commit: of the code, where no git history tells it.
+        commit: of the code, for a copy whose git history does not tell it.
     """
 
     entries: tuple[Entry, ...]
