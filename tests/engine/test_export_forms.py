@@ -19,6 +19,7 @@ from yolo_lat.deploy.postprocess import from_raw_output
 from yolo_lat.deploy.preprocess import letterbox, to_input
 from yolo_lat.engine.export_data import check_files
 from yolo_lat.errors import UserError
+from yolo_lat.nn.complexity import count_gflops, count_parameters
 
 SIZE = 96
 SHARED = Path(__file__).parents[2].parent / "shared/data"
@@ -241,6 +242,9 @@ def test_metadata_tell_what_the_file_is_and_not_where_it_was_made(run, tmp_path)
         assert written["license"] == "AGPL-3.0"
         assert (written["author"], written["task"]) == ("YOLO-LAT", "detect")
         assert written["precision"] == ("fp16" if arguments else "fp32")
+        deployed = YOLOLAT(run.best).model.deploy()
+        assert int(written["parameters"]) == count_parameters(deployed)
+        assert float(written["gflops"]) == pytest.approx(count_gflops(deployed, SIZE), abs=1e-4)
         content = file.read_bytes()
         assert str(tmp_path).encode() not in content
         assert str(run.data.parent).encode() not in content

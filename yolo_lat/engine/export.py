@@ -31,6 +31,7 @@ from yolo_lat.engine.export_check import Check, Differences, check_tail
 from yolo_lat.engine.export_data import calibration_files, check_files, compare_ap
 from yolo_lat.engine.export_metadata import metadata_of, write_metadata
 from yolo_lat.errors import UserError
+from yolo_lat.nn.complexity import count_gflops, count_parameters
 from yolo_lat.nn.layout import channels_last_graph
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class Trace:
         args: of Ultralytics' exporter.
         imgsz: height and width, pixels.
         device: where the file is to be checked, "cpu" or "cuda:N".
+        names: class names.
+        parameters, gflops: of the network, for one image.
     """
 
     file: Path
@@ -112,6 +115,8 @@ class Trace:
     imgsz: tuple[int, int] = (0, 0)
     device: str = "cpu"
     names: dict[int, str] = field(default_factory=dict)
+    parameters: int = 0
+    gflops: float = 0.0
 
     @property
     def head(self) -> Detect:
@@ -208,6 +213,7 @@ def _trace(
         del model.model.target
         model.callbacks["on_export_start"].remove(prepare)
     trace.network = trace.network.cpu()
+    trace.parameters, trace.gflops = count_parameters(trace.network), count_gflops(trace.network, trace.imgsz)
     onnx.save(_settled(onnx.load(file), trace, options), file)
     return trace
 

@@ -59,6 +59,8 @@ def metadata_of(trace: Trace, options: OnnxOptions, precision: str, finished: bo
         },
         "channels": 3,
         "end2end": options.nms is False,
+        "parameters": trace.parameters,
+        "gflops": round(trace.gflops, 4),
         "precision": precision,
         "target": options.target,
         "output": options.output if finished else "nms-free" if options.nms is False else "raw",

@@ -14,8 +14,8 @@ from benchmark_samples import SIDE, make_record
 from PIL import Image
 
 from yolo_lat.deploy.benchmark.contenders import Forward, Pipeline
-from yolo_lat.deploy.benchmark.environment import describe_machine, gpu_query, state, versions
-from yolo_lat.deploy.benchmark.export import make_file, sha256
+from yolo_lat.deploy.benchmark.environment import describe_machine, gpu_query, state
+from yolo_lat.deploy.benchmark.export import describe_onnx, make_file, sha256
 from yolo_lat.deploy.benchmark.images import load_pictures
 from yolo_lat.deploy.benchmark.plan import Cell, Entry, make_plan
 from yolo_lat.deploy.benchmark.record import read_record
@@ -167,6 +167,14 @@ def test_onnx_files_are_measured_without_torch(models, pictures, tmp_path):
     assert read_record(tmp_path / "out.json").complete
 
 
+def test_a_file_of_ours_tells_its_size(models):
+    metadata = {"parameters": "1234", "gflops": "0.5", "imgsz": "[64, 64]"}
+    known, elsewhere = (describe_onnx(models["quick"], metadata, side) for side in (64, 96))
+    assert (known.parameters, known.gflops) == (1234, 0.5)
+    assert (elsewhere.parameters, elsewhere.gflops) == (1234, None)
+    assert describe_onnx(models["quick"], {}, 64).gflops is None
+
+
 def test_a_named_model_is_exported_counted_and_measured(cli):
     result = cli(
         "benchmark", "models=yolo-lat-p", *SHORT[:4], "imgsz=64", "threads=1", "boundary=forward", "json=out.json"
@@ -284,9 +292,8 @@ def test_a_gpu_is_measured_with_its_settings(cli):
         assert result.memory_mb is None or result.memory_mb >= 0
 
 
-def test_a_copy_without_history_is_told_its_commit(models, pictures, monkeypatch):
-    monkeypatch.setattr("yolo_lat.deploy.benchmark.environment._commit", dict)
+def test_the_commit_that_is_told_counts(models, pictures):
     plan = make_plan(str(models["quick"]), imgsz=SIDE, source=pictures, threads=1, commit="abc1234")
-    assert Benchmark(plan).record.versions["commit"] == "abc1234"
-    monkeypatch.undo()
-    assert versions("abc1234")["commit"] != "abc1234" or not Path(".git").exists()
+    found = Benchmark(plan).record.versions
+    assert found["commit"] == "abc1234"
+    assert "dirty" not in found

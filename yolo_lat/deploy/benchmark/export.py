@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import copy
 import hashlib
 import json
 import logging
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -106,14 +109,22 @@ def _fingerprint(model: Any, arguments: dict[str, Any]) -> str:
     return digest.hexdigest()
 
 
-def describe_onnx(path: Path) -> ModelFile:
-    """Return what a given .onnx file tells of itself; its parameters where the package onnx is installed."""
+def describe_onnx(path: Path, metadata: Mapping[str, str], imgsz: int) -> ModelFile:
+    """Return what a given .onnx file tells of itself, in its metadata if it is one of ours.
+
+    Args:
+        path: the file.
+        metadata: that of its session.
+        imgsz: side in pixels that it is measured at; GFLOPs are known for the size of the export alone.
+    """
+    if "parameters" in metadata and "gflops" in metadata:
+        exported = ast.literal_eval(metadata["imgsz"])
+        gflops = float(metadata["gflops"]) if exported == [imgsz, imgsz] else None
+        return ModelFile(str(path), sha256(path), int(metadata["parameters"]), gflops)
     try:
         import onnx
     except ImportError:
         return ModelFile(str(path), sha256(path))
-    from math import prod
-
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
     weights = onnx.load(path).graph.initializer
     parameters = sum(prod(weight.dims) for weight in weights if weight.data_type in floats)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from yolo_lat.deploy.benchmark.plan import Cell
-from yolo_lat.deploy.benchmark.record import Model, Record
+from yolo_lat.deploy.benchmark.record import Record
 from yolo_lat.deploy.benchmark.table import heading, size_cells
 from yolo_lat.errors import UserError
 
@@ -38,11 +38,16 @@ def draw(record: Record, path: str | Path) -> None:
     colours = {model.name: f"C{number % 10}" for number, model in enumerate(record.models)}
     for (imgsz, precision), line in zip(rows, panels, strict=True):
         for batch, axes in zip(batches, line, strict=True):
-            for boundary, marker in _MARKERS.items():
-                cell = Cell(imgsz, batch, precision, boundary)
-                for (where, name), median in points.items():
-                    if where == cell:
-                        _point(axes, record.model(name), cell, median, known, colours[name], marker)
+            cells_here = {boundary: Cell(imgsz, batch, precision, boundary) for boundary in _MARKERS}
+            for model in record.models:
+                times = {
+                    boundary: points[cell, model.name]
+                    for boundary, cell in cells_here.items()
+                    if (cell, model.name) in points
+                }
+                height = model.ap(cells_here["forward"]) if known else model.parameters and model.parameters / 1e6
+                if times and height is not None:
+                    _draw_model(axes, model.name, times, height, colours[model.name])
             _finish(axes, f"{imgsz} px, batch {batch}, {precision}", known)
         _legend(line[-1], record, Cell(imgsz, batches[0], precision, "forward"), colours)
     figure.suptitle("Latency of a batch and " + ("COCO AP" if known else "parameters; accuracy not measured"))
@@ -50,12 +55,21 @@ def draw(record: Record, path: str | Path) -> None:
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def _point(axes: Axes, model: Model, cell: Cell, median: float, known: bool, colour: str, marker: str) -> None:
-    height = model.ap(cell) if known else model.parameters and model.parameters / 1e6
-    if height is None:
-        return
-    axes.plot([median], [height], marker, color=colour, markersize=7)
-    axes.annotate(_plain(model.name), (median, height), (5, 5), textcoords="offset points", fontsize=8, color=colour)
+def _draw_model(axes: Axes, name: str, times: dict[str, float], height: float, colour: str) -> None:
+    """Mark a model's times, joined by a line, and write its name beside the shortest."""
+    axes.plot(list(times.values()), [height] * len(times), color=colour, linewidth=1)
+    for boundary, median in times.items():
+        axes.plot([median], [height], _MARKERS[boundary], color=colour, markersize=7)
+    axes.annotate(
+        _plain(name),
+        (min(times.values()), height),
+        (-8, 0),
+        textcoords="offset points",
+        fontsize=8,
+        color=colour,
+        horizontalalignment="right",
+        verticalalignment="center",
+    )
 
 
 def _legend(axes: Axes, record: Record, cell: Cell, colours: dict[str, str]) -> None:
@@ -80,7 +94,7 @@ def _finish(axes: Axes, title: str, known: bool) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(0.18)
+    axes.margins(0.3, 0.18)
     axes.set_xlabel("ms")
     axes.set_ylabel("AP" if known else "parameters, millions")
     axes.grid(color="0.9")

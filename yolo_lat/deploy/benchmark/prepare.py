@@ -103,8 +103,9 @@ def _wanted(plan: Plan) -> Iterator[tuple[Entry, Cell]]:
 
 def _given(path: Path, cell: Cell) -> ModelFile:
     """Describe a file given as .onnx, and refuse one that does not fit a cell."""
-    input_shape(open_session(path, "cpu", SessionSettings(threads=1)), cell, path)
-    return describe_onnx(path)
+    session = open_session(path, "cpu", SessionSettings(threads=1))
+    input_shape(session, cell, path)
+    return describe_onnx(path, session.get_modelmeta().custom_metadata_map, cell.imgsz)
 
 
 @contextmanager
