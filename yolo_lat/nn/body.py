@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 from ultralytics.nn.modules import Conv
@@ -53,9 +51,10 @@ class PixelStem(nn.Module):
 
 
 class ResidualConv(nn.Module):
-    """act(BN(x) + BN(W x)), a residual that folds into one plain convolution for inference.
+    """act(x + BN(W x)), a residual that folds into one plain convolution for inference.
 
-    The identity joins before the activation, as in RepVGG (Ding et al., 2021), so both branches are linear in x.
+    The identity joins before the activation, so both branches are linear in x, as in RepVGG (Ding et al., 2021); unlike
+    there, it has no batch norm of its own.
 
     Args:
         c: channels in and out.
@@ -70,27 +69,23 @@ class ResidualConv(nn.Module):
     def __init__(self, c: int, k: int = 3, groups: int = 1, act: bool = True) -> None:
         super().__init__()
         self.branch = Conv(c, c, k, g=groups, act=False)
-        self.identity: nn.BatchNorm2d | None = nn.BatchNorm2d(c)
         self.act = Conv.default_act if act else nn.Identity()
+        self.folded = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the branches and activate."""
         y = self.branch(x)
-        return self.act(y if self.identity is None else y + self.identity(x))
+        return self.act(y if self.folded else x + y)
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Fold the identity into the branch, whose own batch norm is folded already."""
-        norm: Any = self.identity
-        if norm is None:
+        """Fold the identity into the branch, whose batch norm is folded already."""
+        if self.folded:
             return
-        conv: Any = self.branch.conv
-        gain = norm.weight / (norm.running_var + norm.eps).sqrt()
-        channels = torch.arange(len(gain), device=gain.device)
-        centre = conv.kernel_size[0] // 2
-        conv.weight[channels, channels % conv.weight.shape[1], centre, centre] += gain
-        conv.bias += norm.bias - norm.running_mean * gain
-        self.identity = None
+        weight = self.branch.conv.weight
+        channels, centre = torch.arange(len(weight), device=weight.device), weight.shape[-1] // 2
+        weight[channels, channels % weight.shape[1], centre, centre] += 1
+        self.folded = True
 
 
 class LocalBlock(nn.Module):

@@ -95,7 +95,7 @@ class LatModel(DetectionModel):
 
     def is_fused(self) -> bool:
         """Whether `fuse` has nothing left to do."""
-        unfolded = any(isinstance(m, ResidualConv) and m.identity is not None for m in self.modules())
+        unfolded = any(isinstance(m, ResidualConv) and not m.folded for m in self.modules())
         return super().is_fused() and not unfolded
 
     def deploy(self) -> LatModel:
