@@ -55,7 +55,7 @@ def test_plain_ultralytics_takes_our_checkpoint(run, txt_data, tmp_path, python)
         assert os.path.exists(model.trainer.best)
         """)
     found = float(output.split("MAP50 ")[1].split()[0])
-    assert found == pytest.approx(run.metrics.coco["AP50"], abs=0.02)
+    assert found == pytest.approx(run.metrics.coco["AP50"], abs=0.03)  # another evaluator, on eight images
     assert found > 0.001
 
 
