@@ -110,6 +110,16 @@ class TestHyperLink:
             HyperLink([8, 8], 8, upsample)
 
 
+def test_a_folded_ffn_has_nothing_to_split_and_folds_once() -> None:
+    x = maps(24)[0]
+    ffn = fuse(settled(GatedFFN(24, 2.0), x))
+    assert [half.weight.shape for half in ffn.halves] == [(48, 24, 1, 1)] * 2
+    once = ffn(x)
+    ffn.fold()
+    assert len(ffn.halves) == 2
+    assert torch.equal(ffn(x), once)
+
+
 class TestCrossScaleELA:
     @LAST
     @pytest.mark.parametrize("memory", [None, [0], [1, 2], [2, 0]], ids=str)
@@ -121,8 +131,12 @@ class TestCrossScaleELA:
         sum(y.square().mean() for y in out).backward()
         assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
         with channels_last_graph(last):
-            for fused, y in zip(fuse(block)(levels), out, strict=True):
-                torch.testing.assert_close(fused, y, rtol=1e-4, atol=1e-4)
+            folded = fuse(block)
+            joined = folded(levels)
+            folded.keep_levels_apart()
+            for form in (joined, folded(levels)):
+                for fused, y in zip(form, out, strict=True):
+                    torch.testing.assert_close(fused, y, rtol=1e-4, atol=1e-4)
 
     def test_the_one_state_is_the_sum_of_the_levels_states(self) -> None:
         levels = maps(16, 16, 16)

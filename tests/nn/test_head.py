@@ -73,6 +73,16 @@ class TestOutputs:
             apart = torch.cat([branch(level).flatten(2) for level in maps(16, 16)], dim=2)
             torch.testing.assert_close(out["one2many"][key], apart)
 
+    @pytest.mark.parametrize("end2end", [False, True], ids=["one-to-many", "end2end"])
+    @pytest.mark.parametrize("reg_max", [1, 4])
+    def test_levels_kept_apart_give_the_same(self, reg_max, end2end) -> None:
+        head = small_head(reg_max, end2end)
+        apart = fused(head, fold=False)
+        apart.keep_levels_apart()
+        with torch.no_grad():
+            expected, found = (h(levels(2, 8, 16))[0] for h in (head, apart))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
     def test_levels_of_different_width_are_refused(self) -> None:
         with pytest.raises(ValueError, match="must have one width"):
             LatDetect(nc=3, ch=(16, 32))

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from yolo_lat.nn.layout import add_upsampled, as_map, channels_last_graph, side_by_side, split_levels, token_rows
+from yolo_lat.nn.layout import (
+    add_upsampled,
+    as_map,
+    channels_last_graph,
+    rows_product,
+    side_by_side,
+    split_levels,
+    token_rows,
+)
 
 SIDE = st.integers(1, 7)
 SIZES = st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=4)
@@ -64,6 +72,14 @@ def test_adding_a_coarse_map_is_nearest_neighbour_upsampling_and_a_sum(b, c, h, 
     expected = fine + F.interpolate(coarse, scale_factor=float(factor), mode="nearest")
     for found in in_both_orders(lambda: add_upsampled(fine, coarse, factor)):
         assert torch.equal(found, expected)
+
+
+@settings(deadline=None)
+@given(SIDE, SIDE, SIDE, SIDE)
+def test_a_product_with_rows_is_the_product(b, rows, k, m):
+    x, matrix = numbered(b, rows, k), numbered(b, k, m)
+    for found in in_both_orders(lambda: rows_product(x, matrix)):
+        assert torch.equal(found, x @ matrix)
 
 
 @ORDERS

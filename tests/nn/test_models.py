@@ -128,6 +128,7 @@ def test_fused_models_give_what_the_training_form_gives(name: str, target: str, 
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
     assert fused.model[0].direct == (target == "cpu")
     assert fused.model[-1].folded == (target == "gpu")
+    assert {m.by_level for m in fused.modules() if hasattr(m, "by_level")} == {target == "cpu"}
 
 
 def test_a_model_is_fused_once_batch_norms_residuals_and_branches_are_folded() -> None:

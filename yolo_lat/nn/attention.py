@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ultralytics.nn.modules import Conv
 
 from yolo_lat.ela import HadamardExp, Kernel, ela_state, get_kernel
-from yolo_lat.nn.layout import as_map, token_rows
+from yolo_lat.nn.layout import as_map, rows_product, token_rows
 
 LOGIT_BOUND = 4.0  # of queries and keys; batch norm keeps them near unit variance
 _VALUE_SCALE = 64.0
@@ -68,13 +68,17 @@ class ProjectedELA(nn.Module):
 
     def forward(self, x: Tensor, memory: Sequence[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
         """Attend from every position to those of `memory`, ranges of positions in row-major order; None takes all."""
+        return self.attend(self.qkv(x), memory)
+
+    def attend(self, qkv: Tensor, memory: Sequence[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+        """Attend as `forward` does, given what the projection `qkv` made of x."""
         if self.same_head is not None:
-            return self._deployed(x, memory)
-        q, k, v = self.qkv(x).split(self.widths, dim=1)
+            return self._deployed(qkv, memory)
+        q, k, v = qkv.split(self.widths, dim=1)
         v = v.clamp(-VALUE_BOUND, VALUE_BOUND)
         queries, keys, values = (split_heads(t, self.heads) for t in (_bounded(q), _bounded(k), v))
         state = ela_state(_pick(keys, memory), _pick(values, memory), self.kernel)
-        return merge_heads(state.query(queries), x.shape[-2:]), v
+        return merge_heads(state.query(queries), qkv.shape[-2:]), v
 
     def fold(self) -> None:
         """Append channels that are always 1 to v, which turn the sums of weights into columns of the same product.
@@ -96,7 +100,7 @@ class ProjectedELA(nn.Module):
         same_head = (head_of_key[:, None] == head_of_value).to(conv.weight)
         self.same_head = torch.cat([same_head * _VALUE_SCALE, same_head], dim=1)
 
-    def _deployed(self, x: Tensor, memory: Sequence[tuple[int, int]] | None) -> tuple[Tensor, Tensor]:
+    def _deployed(self, qkv: Tensor, memory: Sequence[tuple[int, int]] | None) -> tuple[Tensor, Tensor]:
         """Compute all heads in two products, (K, L) x (L, 2·c2) and (A, K) x (K, 2·c2), few kernels to launch.
 
         What the first product computes across heads, `same_head` removes. Its scale cancels in the fraction and keeps
@@ -104,14 +108,14 @@ class ProjectedELA(nn.Module):
         """
         assert self.same_head is not None
         width, _, c2 = self.widths
-        logits, values = _bounded(token_rows(self.qkv(x))).split([2 * width, 2 * c2], dim=-1)
+        logits, values = _bounded(token_rows(qkv)).split([2 * width, 2 * c2], dim=-1)
         phi, psi = logits.exp().split(width, dim=-1)
         psi, kept = _pick(psi, memory), _pick(values, memory)
         fours = (psi.shape[1] + 3) // 4  # float16 holds this number up to 262,016 tokens
         scale = (4 * _HEADROOM * (width // self.heads)) ** -0.5 * fours**-0.5
-        state = (psi * scale).transpose(1, 2) @ (kept * scale) * self.same_head.to(x.dtype)
-        numerator, denominator = (phi @ state).split(c2, dim=-1)
-        return as_map(numerator / denominator, x), as_map(values[..., :c2] * _VALUE_SCALE, x)
+        state = (psi * scale).transpose(1, 2) @ (kept * scale) * self.same_head.to(qkv.dtype)
+        numerator, denominator = rows_product(phi, state).split(c2, dim=-1)
+        return as_map(numerator / denominator, qkv), as_map(values[..., :c2] * _VALUE_SCALE, qkv)
 
 
 def _bounded(logits: Tensor) -> Tensor:

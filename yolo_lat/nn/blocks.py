@@ -7,6 +7,8 @@ and folds into the projection when the model is fused for inference.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
@@ -75,14 +77,28 @@ class GatedFFN(nn.Module):
     def __init__(self, c: int, ratio: float = 1.0) -> None:
         super().__init__()
         hidden = make_divisible(c * ratio, 8)
-        self.expand = Conv(c, 2 * hidden, 1, act=False)
+        self.expand: nn.Module = Conv(c, 2 * hidden, 1, act=False)
         self.act = Conv.default_act
         self.out = Conv(hidden, c, 1, act=False)
+        self.halves = nn.ModuleList()  # of `expand` once deployed
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network at every position."""
-        gate, value = self.expand(x).chunk(2, dim=1)
+        gate, value = (half(x) for half in self.halves) if self.halves else self.expand(x).chunk(2, dim=1)
         return self.out(self.act(gate) * value)
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Compute gate and value apart, so that nothing has to be split; to be called once batch norms are folded."""
+        if self.halves:
+            return
+        conv: Any = self.expand.conv
+        for part in zip(conv.weight.chunk(2), conv.bias.chunk(2), strict=True):
+            half: Any = nn.Conv2d(conv.in_channels, conv.out_channels // 2, 1).to(conv.weight)
+            half.weight.copy_(part[0])
+            half.bias.copy_(part[1])
+            self.halves.append(half.requires_grad_(conv.weight.requires_grad))
+        self.expand = nn.Identity()
 
 
 class ELALayer(nn.Module):

@@ -59,14 +59,24 @@ class CrossScaleELA(nn.Module):
         self.attention = ProjectedELA(c2, c2, heads, key_dim, kernel)
         self.local = nn.ModuleList(Conv(c2, c2, local, g=c2, act=False) for _ in channels)
         self.ffn = GatedFFN(c2, ffn_ratio)
+        self.by_level = False
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """Let every level attend to the memory levels."""
         levels = [adapt(x) for adapt, x in zip(self.adapt, levels, strict=True)]
+        if self.by_level:
+            projected = side_by_side([self.attention.qkv(x) for x in levels])
+            y, _ = self.attention.attend(projected, self._memory_ranges(levels))
+            parts = zip(levels, split_levels(y, levels), self.local, strict=True)
+            return [x + self.ffn(part + conv(x)) for x, part, conv in parts]
         tokens = side_by_side(levels)
         y, _ = self.attention(tokens, self._memory_ranges(levels))
         local = side_by_side([conv(x) for conv, x in zip(self.local, levels, strict=True)])
         return split_levels(tokens + self.ffn(y + local), levels)
+
+    def keep_levels_apart(self) -> None:
+        """Run the 1x1 convolutions once a level: more steps, but maps stay maps, which a CPU convolves faster."""
+        self.by_level = True
 
     def _memory_ranges(self, levels: list[Tensor]) -> list[tuple[int, int]] | None:
         """Return where the tokens of the memory levels stand in the row, None for all of them."""

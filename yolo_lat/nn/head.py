@@ -45,7 +45,7 @@ class LatDetect(Detect):
         self.cv2 = nn.ModuleList([nn.Sequential(Conv(width, width, 1), nn.Conv2d(width, 4 * reg_max, 1))])
         self.cv3 = nn.ModuleList([nn.Sequential(Conv(width, width, 1), nn.Conv2d(width, nc, 1))])
         self.dfl = DFL(reg_max) if reg_max > 1 else nn.Identity()
-        self.folded = False
+        self.folded = self.by_level = False
         if end2end:
             self.one2one_cv2, self.one2one_cv3 = copy.deepcopy(self.cv2), copy.deepcopy(self.cv3)
 
@@ -55,6 +55,10 @@ class LatDetect(Detect):
         """Predict from levels [(B, C, H_l, W_l)]: boxes (B, 4·reg_max, A) and class logits (B, nc, A), A positions."""
         if box_head is None or cls_head is None:  # the branch that fusing removed
             return {}
+        if self.by_level:
+            made = (side_by_side([branch[0](level) for level in x]) for branch in (box_head, cls_head))
+            boxes, scores = (tokens.squeeze(-1) for tokens in made)
+            return {"boxes": boxes, "scores": scores, "feats": x}
         tokens = side_by_side(x)
         if self.folded:
             hidden = token_rows(box_head[0][0](tokens)).transpose(1, 2)
@@ -71,6 +75,10 @@ class LatDetect(Detect):
             centre, half = bboxes[:, :2] + anchors, bboxes[:, 2:] / 2
             return torch.cat([centre - half, centre + half], dim=1)
         return bboxes + torch.cat([anchors, torch.zeros_like(anchors)], dim=1)
+
+    def keep_levels_apart(self) -> None:
+        """Run the convolutions once a level: more steps, but maps stay maps, which a CPU convolves faster."""
+        self.by_level = True
 
     @torch.no_grad()
     def fold(self) -> None:

@@ -74,6 +74,13 @@ def split_levels(tokens: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return levels
 
 
+def rows_product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """(B, L, K) @ (B, K, M) -> (B, L, M), in the order in which `token_rows` and `as_map` turn nothing around."""
+    if _channels_last.get():
+        return rows @ matrix
+    return (matrix.transpose(1, 2) @ rows.transpose(1, 2)).transpose(1, 2)
+
+
 def add_upsampled(fine: Tensor, coarse: Tensor, factor: int) -> Tensor:
     """Add (B, C, H, W), repeated to nearest neighbours, to (B, C, factor·H, factor·W)."""
     if not _channels_last.get():

@@ -13,8 +13,10 @@ from ultralytics.utils import LOGGER
 from yolo_lat.errors import UserError
 from yolo_lat.nn import parser
 from yolo_lat.nn.attention import ProjectedELA
+from yolo_lat.nn.blocks import GatedFFN
 from yolo_lat.nn.body import PixelStem, ResidualConv
 from yolo_lat.nn.complexity import count_gflops, count_parameters
+from yolo_lat.nn.cross_scale import CrossScaleELA
 from yolo_lat.nn.head import LatDetect
 
 parser.install()
@@ -83,13 +85,15 @@ class LatModel(DetectionModel):
         """Turn the training form into the inference form for `target`, in place; outputs stay equal to rounding.
 
         Batch norms fold into their convolutions (a Hyper-Link's gates among them), residuals into theirs, attention
-        computes all heads in two products, and the head keeps one branch.
+        computes all heads in two products, the FFN its gate and value apart, and the head keeps one branch.
         """
         super().fuse(verbose=False)
-        kinds = (ResidualConv, ProjectedELA, LatDetect if self.target == "gpu" else PixelStem)
+        folded = (ResidualConv, ProjectedELA, GatedFFN, LatDetect if self.target == "gpu" else PixelStem)
         for module in self.modules():
-            if isinstance(module, kinds):
+            if isinstance(module, folded):
                 module.fold()
+            if isinstance(module, (CrossScaleELA, LatDetect)) and self.target == "cpu":
+                module.keep_levels_apart()
         self.info(verbose=verbose, imgsz=imgsz)
         return self
 
