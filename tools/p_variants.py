@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 SOURCE = Path(__file__).resolve().parent.parent / "cfg/models/yolo-lat.yaml"
-STRIDE_4, P3, P4, NECK_P3 = 1, 3, 5, 14  # rows of LocalBlocks
+STEM, STRIDE_4, P3, P4, NECK_P3 = 0, 1, 3, 5, 14  # the stem, and rows of LocalBlocks
 
 
 def main() -> None:
@@ -36,6 +36,7 @@ def variants() -> dict[str, dict]:
     """Return the YAML of each variant, by name."""
     return {
         "p": source(),
+        "patch-stem": edited({STEM: [-1, 1, "Conv", [128, 4, 4, 0]]}),
         "dense-p3": edited({row: [-1, 3, "LocalBlock", [256, 3, False]] for row in (P3, NECK_P3)}),
         "stride-4-block": edited({STRIDE_4: [-1, 2, "LocalBlock", [128, 3]]}),
         "no-p4-block": edited({P4: [-1, 1, "LocalBlock", [384, 5]]}),

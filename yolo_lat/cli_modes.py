@@ -12,6 +12,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+from yolo_lat.engine.train_options import OWN_OPTIONS
 from yolo_lat.errors import UserError, nearest
 
 # Old names that `ultralytics.cfg._handle_deprecation` still maps or drops with a warning.
@@ -144,6 +145,13 @@ MODES = {
                 Key(
                     "cfg", "", "training recipe: a .yaml of these keys, or coco-p, -n, -s, -m, -l, -x, small, finetune"
                 ),
+                Key(
+                    "cache",
+                    "False",
+                    "ram or disk keep decoded images there; device keeps them in the GPU's memory and augments them "
+                    "there, pinned in the host's where a GPU reads them if its own is too small",
+                ),
+                *(Key(name, str(option.default), option.text) for name, option in OWN_OPTIONS.items()),
                 _AUGMENTATIONS,
                 _DOWNLOAD,
                 Key("resume", "False", "path of the last.pt to continue from, or True to continue from model="),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from copy import copy
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from ultralytics.utils import LOGGER, colorstr
 
 from yolo_lat.data.augment import Augmentations, build_augmentations
 from yolo_lat.data.labels import DetectionSplit, ImageLabels
+from yolo_lat.data.order import Pool, SampleOrder
 from yolo_lat.errors import UserError
 
 
@@ -26,12 +28,43 @@ class LatDataset(YOLODataset):
     Args:
         split: images and labels.
         **kwargs: as for `ultralytics.data.dataset.YOLODataset`.
+
+    Attributes:
+        order: of the samples; where it is set, samples are asked for by its keys, batch by batch.
     """
+
+    order: SampleOrder | None = None
 
     def __init__(self, split: DetectionSplit, **kwargs: Any) -> None:
         self.split = split
         self.chosen_classes = kwargs.get("classes")
+        self._decoded: set[int] = set()
         super().__init__(img_path=split.name, **kwargs)
+
+    def __getitems__(self, keys: list[int]) -> list[dict[str, Any]]:
+        """Make the samples of a batch; a data loader asks here rather than one by one."""
+        if self.order is None:
+            return [self[key] for key in keys]
+        images = [self.order.image(key) for key in keys]
+        if self.cache != "ram":
+            self._keep(Pool([*self.order.recent(keys[0]), *images]))
+        samples = []
+        for key, image in zip(keys, images, strict=True):
+            with self.order.randomness(key):
+                samples.append(self[image])
+        return samples
+
+    def load_image(self, i: int, *args: Any, **kwargs: Any) -> Any:
+        """Decode an image, or return it as long as it is kept."""
+        self._decoded.add(i)
+        return super().load_image(i, *args, **kwargs)
+
+    def _keep(self, pool: Pool) -> None:
+        """Let mosaics draw from `pool`, and forget the images that it does not hold."""
+        self.buffer, self.max_buffer_length = pool, sys.maxsize
+        for i in self._decoded - set(pool):
+            self.ims[i] = self.im_hw0[i] = self.im_hw[i] = None
+        self._decoded &= set(pool)
 
     def get_img_files(self, img_path: str | list[str]) -> list[str]:
         """Return the image paths, the first ones only where `fraction` asks for fewer."""
@@ -105,7 +138,7 @@ def build_dataset(
         augment=augment,
         hyp=hyp,
         rect=hyp.rect or not augment,
-        cache=hyp.cache or None,
+        cache=hyp.cache if hyp.cache in (True, "ram", "disk") else None,
         single_cls=hyp.single_cls,
         stride=stride,
         pad=0.0 if augment else 0.5,

@@ -146,7 +146,7 @@ class YOLOLAT(Model):
         if resume:
             given = not isinstance(resume, bool)
             where = find_checkpoint(resume) if given else self.ckpt_path or self.cfg
-            if not resumable(load_pt(where)[1] if given else self.ckpt):
+            if not resumable(load_pt(where)[1] if given else self.ckpt, where):
                 raise UserError(f"resume={where} is no unfinished training; give the last.pt of one")
         if kwargs.get("cfg"):
             kwargs["cfg"] = str(find_recipe(kwargs["cfg"]))

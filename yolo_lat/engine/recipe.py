@@ -9,10 +9,11 @@ from ultralytics.cfg import check_cfg
 from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_lat.data.files import read_yaml
+from yolo_lat.engine.train_options import OWN_OPTIONS
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.resources import resource
 
-_KEYS = (*DEFAULT_CFG_DICT, "augmentations")
+_KEYS = (*DEFAULT_CFG_DICT, "augmentations", *OWN_OPTIONS)
 
 
 def recipe_names() -> list[str]:
@@ -47,7 +48,7 @@ def read_recipe(file: Path) -> dict[str, Any]:
         if key not in _KEYS:
             raise UserError(f"{file}: unknown key '{key}'{nearest(str(key), _KEYS) or '; see yolo-lat train --help'}")
     try:
-        check_cfg({key: value for key, value in content.items() if key != "augmentations"})
+        check_cfg({key: value for key, value in content.items() if key in DEFAULT_CFG_DICT and key != "augmentations"})
     except (TypeError, ValueError) as error:
         raise UserError(f"{file}: {error}") from error
     return content

@@ -1,23 +1,35 @@
-"""Training: Ultralytics' loop on our data sets, our models and COCO's numbers."""
+"""Training: Ultralytics' trainer on our data sets, our models, our loop and COCO's numbers."""
 
 from __future__ import annotations
 
 from copy import copy
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from ultralytics.data.build import InfiniteDataLoader, build_dataloader, seed_worker
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG, RANK, colorstr
-from ultralytics.utils.torch_utils import unwrap_model
+from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, colorstr
+from ultralytics.utils.callbacks import get_default_callbacks
+from ultralytics.utils.plotting import plot_images
+from ultralytics.utils.torch_utils import autocast, parse_device, strip_optimizer, unwrap_model
 
 from yolo_lat.data.augment import check_augmentations
 from yolo_lat.data.dataset import LatDataset, build_dataset
 from yolo_lat.data.labels import DetectionSplit
+from yolo_lat.data.order import SampleKeys, SampleOrder
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import load_dataset
 from yolo_lat.data.spec import DatasetSpec
 from yolo_lat.engine.checkpoint import pt_to_safetensors
+from yolo_lat.engine.device_data import TrainBatches, ValBatches, device_cache
+from yolo_lat.engine.fast_step import FusedEMA, TrainStep, fast_optimizer
+from yolo_lat.engine.loop import TrainLoop
+from yolo_lat.engine.resume import FILE_NAME, read_state, staged
+from yolo_lat.engine.static_loss import static_criterion
+from yolo_lat.engine.train_options import DEVICE_CACHES, LOGGERS, OWN_OPTIONS, check_device_cache, take_own
 from yolo_lat.engine.validator import LatValidator, ultralytics_data
 from yolo_lat.errors import UserError
 from yolo_lat.nn.model import LatModel
@@ -27,18 +39,52 @@ from yolo_lat.nn.zoo import load_model_yaml
 class LatTrainer(DetectionTrainer):
     """Train a detector.
 
-    Arguments, both splits and `augmentations` are read and checked before the run folder is made.
+    Arguments, both splits and `augmentations` are read and checked before the run folder is made. With cache=device
+    images live on the device, are augmented there, and the step does not wait for it; otherwise data loading and step
+    are Ultralytics'. The loop is ours (`yolo_lat.engine.loop`) either way.
+
+    Attributes:
+        state: of a training to go on from, until it is restored.
+        last_batch, last_update: numbers of the last batch and of the last one after which parameters were updated.
 
     Raises:
-        UserError: augmentations that cannot be used, data that cannot be read, a batch that does not fit into memory.
+        UserError: arguments that do not go together, augmentations that cannot be used, data that cannot be read, a
+            batch that does not fit into memory.
     """
+
+    wdir: Path
+    last: Path
+    best: Path
+    ema: Any
+    optimizer: Any
 
     def __init__(
         self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict[str, Any] | None = None
     ) -> None:
         self.splits: dict[str, DetectionSplit] = {}
-        self.first_batch = 0
-        super().__init__(cfg, overrides, _callbacks)
+        self.state: dict[str, Any] | None = None
+        self.last_batch = self.last_update = -1
+        self.fast: TrainStep | None = None
+        overrides = dict(overrides or {})
+        self._own = take_own(overrides)
+        super().__init__(cfg, overrides, _with_loggers(_callbacks, self._own["loggers"]))
+        if self.device.type == "cuda" and self.args.amp is True and torch.cuda.is_bf16_supported(False):
+            self.args.amp = "bf16"  # needs no scaled gradients, whose check for overflow waits for the device
+
+    @property
+    def on_device(self) -> bool:
+        """Whether the training data live on the device."""
+        return self.args.cache in DEVICE_CACHES
+
+    @property
+    def criterion(self) -> Any:
+        """Return the loss."""
+        if self.fast is not None:
+            return self.fast.criterion
+        model = unwrap_model(self.model)
+        if getattr(model, "criterion", None) is None:
+            model.criterion = model.init_criterion()
+        return model.criterion
 
     def check_resume(self, overrides: dict[str, Any]) -> None:
         """Settle the arguments, those of the checkpoint if training goes on, and check what they name.
@@ -46,9 +92,15 @@ class LatTrainer(DetectionTrainer):
         Augmentations become plain data: Ultralytics would take a recipe's for transforms that it has stored itself.
         """
         super().check_resume(overrides)
+        for name, value in self._own.items():
+            given = value != OWN_OPTIONS[name].default or not self.resume
+            setattr(self.args, name, value if given else getattr(self.args, name, value))
+        check_device_cache(self.args, parse_device(self.args.device), torch.cuda.is_available())
         entries, imgsz = getattr(self.args, "augmentations", None), self.args.imgsz
         side = max(imgsz) if isinstance(imgsz, list | tuple) else imgsz
         self.args.augmentations = check_augmentations(entries, side)
+        if self.resume:
+            self.state = read_state(Path(self.args.model))
         if self.args.data:
             self._read(load_dataset(self.args.data), self.args.split)
 
@@ -80,14 +132,140 @@ class LatTrainer(DetectionTrainer):
             prefix=colorstr(f"{mode}: "),
         )
 
-    def _build_train_pipeline(self) -> None:
-        if self.optimizer is not None:  # Ultralytics comes here again, with half the batch, when out of memory
+    def get_dataloader(self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
+        """Return what makes batches: from the device's memory, in a reproducible order, or for several processes."""
+        if self.on_device:
+            dataset = self.build_dataset(dataset_path, mode, batch_size)
+            cache = device_cache(dataset, self.args, self.device, progress=RANK in {-1, 0})
+            if mode == "train":
+                return TrainBatches(dataset, cache, self.args, min(batch_size, len(dataset)))
+            return ValBatches(dataset, cache, batch_size)
+        if rank != -1 or mode != "train":
+            return super().get_dataloader(dataset_path, batch_size, rank, mode)
+        dataset = self.build_dataset(dataset_path, mode, batch_size)
+        loader = build_dataloader(dataset, batch_size, self.args.workers, shuffle=False, rank=-1, device=self.device)
+        dataset.order = SampleOrder(
+            len(dataset), loader.batch_size, self.args.seed, not self.args.rect, max(loader.num_workers, 1)
+        )
+        return InfiniteDataLoader(
+            dataset=dataset,
+            batch_size=loader.batch_size,
+            sampler=SampleKeys(dataset.order),
+            num_workers=loader.num_workers,
+            prefetch_factor=4 if loader.num_workers else None,
+            pin_memory=loader.pin_memory,
+            collate_fn=loader.collate_fn,
+            worker_init_fn=seed_worker,
+        )
+
+    def data_source(self) -> str:
+        """Return in words where batches come from, for the log."""
+        if self.on_device:
+            loader = self.train_loader.loader
+            return f"images in the memory of {self.device}, augmented there ({loader.renderer})"
+        return f"{self.train_loader.num_workers * (self.world_size or 1)} dataloader workers"
+
+    def begin_epochs(self, epoch: int) -> None:
+        """Let the training data start with an epoch, whatever was made ahead."""
+        if isinstance(self.train_loader, TrainBatches):
+            self.train_loader.epoch = epoch
+        elif isinstance(self.train_loader.sampler, SampleKeys):
+            self.train_loader.reset()
+            self.train_loader.sampler.epoch = epoch
+
+    def _close_dataloader_mosaic(self) -> None:
+        if isinstance(self.train_loader, TrainBatches):
+            self.train_loader.loader.close_mosaic()
+        else:
+            super()._close_dataloader_mosaic()
+            self.train_loader.reset()
+
+    def _setup_train(self) -> None:
+        super()._setup_train()
+        if not self.on_device:
+            return
+        self.optimizer = fast_optimizer(self.optimizer)
+        self._setup_scheduler()
+        self.ema = FusedEMA(self.model, updates=self.ema.updates)
+        dtype = torch.bfloat16 if self.args.amp == "bf16" else torch.float16
+        self.fast = TrainStep(
+            self.model,
+            static_criterion(unwrap_model(self.model)),
+            self.optimizer,
+            self.ema,
+            self.scaler,
+            dtype if self.amp else None,
+            capture=self.args.cuda_graph,
+        )
+        if self.start_epoch and hasattr(self.criterion, "update"):
+            self.criterion.updates = self.start_epoch - 1
+            self.criterion.update()
+
+    def _do_train(self) -> None:
+        if self.world_size > 1:
+            self._setup_ddp()
+        self._setup_train()
+        TrainLoop(self).run()
+
+    def train_step(self, batch: dict[str, Any], update: bool) -> dict[str, torch.Tensor]:
+        """Run forward and backward on a batch, and step the optimizer where `update`; returns losses by name.
+
+        Raises:
+            UserError: the device's memory does not hold the batch.
+        """
+        try:
+            if self.fast is not None:
+                losses = self.fast.step(self.preprocess_batch(batch), update)
+                self.loss, self.loss_items = self.fast.loss, dict(zip(self.fast.names, losses, strict=True))
+                return self.loss_items
+            with autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type):
+                loss, self.loss_items = self.model(self.preprocess_batch(batch))
+                self.loss = loss.sum() * (self.world_size if RANK != -1 else 1)
+            self.scaler.scale(self.loss).backward()
+        except RuntimeError as error:
+            if "out of memory" not in str(error).lower():
+                raise
             raise UserError(
-                f"batch={self.first_batch} at imgsz={self.args.imgsz} does not fit into the memory of "
-                f"{self.device}; lower batch= or imgsz="
-            )
-        self.first_batch = self.batch_size
-        super()._build_train_pipeline()
+                f"batch={self.batch_size} at imgsz={self.args.imgsz} does not fit into the memory of {self.device}; "
+                "lower batch= or imgsz="
+            ) from error
+        if update:
+            self.optimizer_step()
+        return self.loss_items
+
+    def resume_training(self, ckpt: dict[str, Any] | None) -> None:
+        """Leave it to the loop to go on from the whole state; without one go on from what the checkpoint holds."""
+        if self.state is None:
+            super().resume_training(ckpt)
+            if self.resume:
+                LOGGER.warning(
+                    f"{self.args.model} has no resume.pt beside it: training goes on from the averaged weights, with "
+                    "other random numbers than it would have had"
+                )
+
+    def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
+        super()._load_checkpoint_state(ckpt)
+        if self.fast is not None:  # Ultralytics has put its own average in the place of ours
+            loaded, self.ema = self.ema, FusedEMA(self.model, updates=self.ema.updates)
+            self.ema.ema.load_state_dict(loaded.ema.state_dict())
+            self.fast.ema = self.ema
+            self.fast.forget()
+
+    def save_model(self) -> bool:
+        """Write last.pt, best.pt and those that `save_period` asks for, each whole or not at all."""
+        folder, names = self.wdir, (self.last, self.best)
+        with staged(folder) as stage:
+            self.wdir, self.last, self.best = stage, stage / self.last.name, stage / self.best.name
+            try:
+                return bool(super().save_model())
+            finally:
+                self.wdir, (self.last, self.best) = folder, names
+
+    def plot_training_samples(self, batch: dict[str, Any], ni: int) -> None:
+        """Draw a batch with its boxes."""
+        shown = self.train_loader.labelled(batch) if isinstance(self.train_loader, TrainBatches) else batch
+        file = self.save_dir / f"train_batch{ni}.jpg"
+        plot_images(labels=shown, paths=shown["im_file"], fname=file, on_plot=self.on_plot)
 
     def build_optimizer(self, model: torch.nn.Module, name: str = "auto", *args: Any, **kwargs: Any) -> Any:
         """Build the optimizer; a name that there is none of is the user's error."""
@@ -112,19 +290,51 @@ class LatTrainer(DetectionTrainer):
 
     def get_validator(self) -> LatValidator:
         """Return the validator that runs after each epoch."""
-        return LatValidator(self.test_loader, save_dir=self.save_dir, args=copy(self.args), _callbacks=self.callbacks)
+        return LatValidator(
+            self.test_loader, save_dir=self.save_dir, args=self._stock_args(), _callbacks=self.callbacks
+        )
+
+    def _stock_args(self) -> SimpleNamespace:
+        """Return the arguments that Ultralytics knows."""
+        args = copy(self.args)
+        for name in OWN_OPTIONS:
+            delattr(args, name)
+        args.cache = False if self.on_device else args.cache
+        return args
 
     def final_eval(self) -> None:
-        """Validate the best weights and write them as safetensors too."""
-        super().final_eval()
+        """Strip the checkpoints of the optimizer, validate the best as `val` does, and write safetensors too."""
+        if RANK in {-1, 0}:
+            with staged(self.wdir) as stage:
+                results = strip_optimizer(self.last, str(stage / self.last.name)).get("train_results")
+                strip_optimizer(self.best, str(stage / self.best.name), updates={"train_results": results})
+        LOGGER.info(f"\nValidating {self.best}...")
+        self.validator.args.plots, self.validator.args.compile = self.args.plots, False
+        if self.on_device:
+            self.validator.dataloader, self.validator.args.rect = None, True
+        self.metrics = self.validator(model=self.best)
+        self.metrics.pop("fitness", None)
+        self.epoch += 1  # for loggers, which take this for one more epoch
+        self.run_callbacks("on_fit_epoch_end")
+        self.epoch -= 1
         if RANK in {-1, 0}:
             for checkpoint in (self.best, self.last):
-                if checkpoint.exists():
-                    pt_to_safetensors(checkpoint, checkpoint.with_suffix(".safetensors"))
+                pt_to_safetensors(checkpoint, checkpoint.with_suffix(".safetensors"))
 
 
-def resumable(checkpoint: dict[str, Any] | None) -> bool:
-    """Whether a loaded checkpoint holds the state of an unfinished training."""
+def _with_loggers(callbacks: dict[str, Any] | None, names: str) -> dict[str, Any]:
+    """Return callbacks with those of the loggers that are named, with commas between."""
+    merged = {event: list(found) for event, found in (callbacks or get_default_callbacks()).items()}
+    for name in filter(None, names.split(",")):
+        for event, callback in import_module(f"ultralytics.utils.callbacks.{LOGGERS[name]}").callbacks.items():
+            merged.setdefault(event, []).append(callback)
+    return merged
+
+
+def resumable(checkpoint: dict[str, Any] | None, path: str | Path) -> bool:
+    """Whether a checkpoint, loaded from `path`, belongs to an unfinished training."""
+    if checkpoint is not None and Path(path).with_name(FILE_NAME).is_file():
+        return True
     if checkpoint is None or checkpoint.get("optimizer") is None:
         return False
     return 0 <= checkpoint.get("epoch", -1) < checkpoint["train_args"]["epochs"] - 1

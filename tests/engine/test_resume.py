@@ -1,0 +1,162 @@
+"""A training that is killed goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from yolo_lat import YOLOLAT
+from yolo_lat.engine import resume
+from yolo_lat.engine.resume import read_state, staged
+from yolo_lat.errors import UserError
+
+# Trains in a process of its own, which kills itself at a place of its last-but-one epoch.
+SCRIPT = """
+import os, signal, sys
+from yolo_lat import YOLOLAT
+from yolo_lat.engine import loop
+data, project, cache, workers, place = sys.argv[1:]
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def in_epoch(trainer):
+    if trainer.last_batch == 5:  # the last of three batches of epoch 2
+        die()
+
+model = YOLOLAT("yolo-lat-p")
+if place == "within an epoch":
+    model.add_callback("on_train_batch_end", in_epoch)
+elif place == "between last.pt and resume.pt":
+    write, calls = loop.write_state, []
+    loop.write_state = lambda *a: die() if len(calls) else (calls.append(1), write(*a))
+elif place == "before the last validation":
+    model.add_callback("on_train_epoch_start", lambda t: setattr(t, "final_eval", die))
+model.train(data=data, project=project, name="run", cache=cache != "False" and cache, workers=int(workers), epochs=3,
+            imgsz=64, batch=9, nbs=18, device="cpu", plots=False, warmup_epochs=1, close_mosaic=1, seed=3)
+"""
+PLACES = ("within an epoch", "between last.pt and resume.pt", "before the last validation")
+
+
+def train(data: Path, project: Path, cache: str, workers: int, place: str = "") -> int:
+    command = [sys.executable, "-c", SCRIPT, str(data), str(project), cache, str(workers), place]
+    return subprocess.run(command, check=False, capture_output=True, timeout=300).returncode
+
+
+def result(project: Path) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
+    """Return the final weights and the rows of results.csv without times and speeds."""
+    with (project / "run/results.csv").open() as file:
+        rows = [[v for k, v in row.items() if not k.startswith(("time", "speed"))] for row in csv.DictReader(file)]
+    return load_file(project / "run/weights/last.safetensors"), rows
+
+
+@pytest.fixture(scope="module")
+def whole(shapes, tmp_path_factory):
+    """Trainings that nobody interrupted, by cache; made when first asked for."""
+    made: dict[str, tuple] = {}
+
+    def get(cache: str) -> tuple:
+        if cache not in made:
+            project = tmp_path_factory.mktemp("whole")
+            assert train(shapes, project, cache, 0) == 0
+            made[cache] = result(project)
+        return made[cache]
+
+    return get
+
+
+@pytest.mark.parametrize(
+    ("cache", "place"),
+    [("False", PLACES[0]), ("device", PLACES[0]), ("ram", PLACES[1]), ("device", PLACES[1]), ("False", PLACES[2])],
+)
+def test_a_killed_training_ends_with_the_same_weights_bit_for_bit(whole, shapes, tmp_path, cache, place) -> None:
+    assert train(shapes, tmp_path, cache, 0, place) == -signal.SIGKILL
+    last = tmp_path / "run/weights/last.pt"
+    assert (last.parent / "resume.pt").is_file()
+    YOLOLAT("yolo-lat-p").train(resume=str(last))
+    weights, rows = result(tmp_path)
+    expected, expected_rows = whole(cache)
+    assert rows == expected_rows
+    assert [row[0] for row in rows] == ["1", "2", "3"]
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    assert not (last.parent / "resume.pt").exists()
+    assert sorted(f.name for f in last.parent.iterdir()) == [
+        f"{n}.{s}" for n in ("best", "last") for s in ("pt", "safetensors")
+    ]
+
+
+def test_other_samples_give_other_weights(whole) -> None:
+    """Else equality above would prove nothing: with cache=ram a mosaic draws from all images."""
+    assert any(not torch.equal(a, b) for a, b in zip(whole("False")[0].values(), whole("ram")[0].values(), strict=True))
+
+
+class TestStaged:
+    def test_files_take_their_places_together(self, tmp_path) -> None:
+        (tmp_path / "last.pt").write_text("old")
+        with staged(tmp_path) as stage:
+            (stage / "last.pt").write_text("new")
+            (stage / "best.pt").write_text("new too")
+            assert (tmp_path / "last.pt").read_text() == "old"
+        assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {"last.pt": "new", "best.pt": "new too"}
+
+    def test_a_full_disk_loses_nothing(self, tmp_path) -> None:
+        (tmp_path / "last.pt").write_text("old")
+
+        def write() -> None:
+            with staged(tmp_path) as stage:
+                (stage / "last.pt").write_text("ne")
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+        with pytest.raises(UserError, match=r"cannot be written .*No space left.*, the one before it is kept"):
+            write()
+        assert {f.name: f.read_text() for f in tmp_path.iterdir()} == {"last.pt": "old"}
+
+    def test_what_a_killed_process_left_is_cleared(self, tmp_path) -> None:
+        (tmp_path / ".unfinished").mkdir()
+        (tmp_path / ".unfinished/half.pt").write_text("half")
+        with staged(tmp_path) as stage:
+            (stage / "last.pt").write_text("new")
+        assert {f.name for f in tmp_path.iterdir()} == {"last.pt"}
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x04K\x01."])
+def test_a_damaged_state_is_named(tmp_path, content) -> None:
+    (tmp_path / resume.FILE_NAME).write_bytes(content)
+    with pytest.raises(UserError, match=r"resume\.pt: not the state of a training .*remove it to go on from"):
+        read_state(tmp_path / "last.pt")
+    assert read_state(tmp_path / "elsewhere/last.pt") is None
+
+
+@pytest.mark.parametrize("file", ["last.pt", "best.pt", "resume.pt"])
+def test_a_full_disk_stops_the_training_and_keeps_what_was_saved(shapes, tmp_path, monkeypatch, file) -> None:
+    write, written = Path.write_bytes, []
+
+    def fill(path: Path, content: bytes) -> int:
+        if path.name == file:
+            written.append(file)
+            if len(written) == 2:
+                write(path, content[: len(content) // 2])
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, content)
+
+    monkeypatch.setattr(Path, "write_bytes", fill)
+    message = r"weights: a checkpoint cannot be written \(No space left on device\), the one before it is kept"
+    with pytest.raises(UserError, match=message):
+        YOLOLAT("yolo-lat-p").train(
+            data=shapes, project=tmp_path, name="run", epochs=3, imgsz=64, batch=9, device="cpu", plots=False
+        )
+    weights = tmp_path / "run/weights"
+    assert sorted(f.name for f in weights.iterdir()) == ["best.pt", "last.pt", "resume.pt"]
+    assert read_state(weights / "last.pt")["epoch"] == 1
+    monkeypatch.undo()
+    YOLOLAT("yolo-lat-p").train(resume=str(weights / "last.pt"))
+    assert len(result(tmp_path)[1]) == 3

@@ -1,0 +1,238 @@
+"""Batches made on the device: each is drawn and its boxes placed while the one before it is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+from ultralytics.utils import LOGGER, colorstr
+
+from yolo_lat.data.device.cache import DeviceCache
+from yolo_lat.data.device.plan import Augment, Plan, draw, letterbox
+from yolo_lat.data.device.render import render
+from yolo_lat.data.device.targets import Targets, place, place_whole
+from yolo_lat.errors import UserError
+
+Renderer = Literal["auto", "torch", "triton"]
+_FEWEST = 8  # places for boxes in a batch; twice as many until they suffice, so that few shapes occur
+
+
+class DeviceLoader:
+    """Augmented training batches of a cache, without a wait of the host for the device.
+
+    A batch is a dictionary: `img` (B, 3, s, s) uint8 RGB, `boxes` (B, M, 4) float32 centre and size relative to the
+    sample, `labels` (B, M) int64, `valid` (B, M) bool, `index` (B,) int64 images of the cache, all on the device, and
+    `total`, the number of boxes. M is 8, 16, 32, ..., the first that holds every sample's boxes. `flat` gives the form
+    of Ultralytics' losses.
+
+    The order of an epoch is a function of seed and epoch, and a batch one of these, its number and the rank, on one
+    kind of device: the generators of CPU and CUDA differ. The last batch of an epoch may be short.
+
+    Attributes:
+        augment: how samples are varied.
+        renderer: torch or triton, what makes the pixels.
+        epoch: the current one.
+
+    Args:
+        cache: images and boxes.
+        augment: how to vary samples.
+        batch: samples in a batch of this rank.
+        seed: of everything random.
+        rank, world_size: this process takes every `world_size`th image of an epoch's order; the first ones come again
+            where they are needed to give each process as many.
+        shuffle: take images in random order.
+        renderer: triton on CUDA where it is installed by default.
+
+    Raises:
+        UserError: no samples in a batch, or a renderer that cannot run.
+    """
+
+    def __init__(
+        self,
+        cache: DeviceCache,
+        augment: Augment,
+        batch: int,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        shuffle: bool = True,
+        renderer: Renderer = "auto",
+    ) -> None:
+        if batch < 1:
+            raise UserError(f"batch={batch}: a batch has at least one sample; give a positive number")
+        self.cache, self.augment, self.batch = cache, augment, batch
+        self.seed, self.rank, self.world_size, self.shuffle = seed, rank, world_size, shuffle
+        self.epoch = 0
+        self.renderer, self._render = choose_renderer(cache, renderer)
+        self._side = torch.cuda.Stream(cache.device, priority=-1) if cache.device.type == "cuda" else None
+        LOGGER.info(f"{colorstr('device data:')} {len(cache)} images, rendered by {self.renderer} on {cache.device}")
+
+    def __len__(self) -> int:
+        return -(-self._share // self.batch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return self.batches()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that is made next."""
+        self.epoch = epoch
+
+    def close_mosaic(self) -> None:
+        """Mix no images from now on."""
+        self.augment = self.augment.closed()
+
+    def batches(self, start: int = 0) -> Iterator[dict[str, Any]]:
+        """Yield the batches of the current epoch from number `start` on; the same ones wherever it starts."""
+        order = self._order()
+        if self._side is not None:
+            self._side.wait_stream(torch.cuda.current_stream(self.cache.device))
+            order.record_stream(self._side)
+        epoch = self.epoch
+        prepared = (self._prepare(order, epoch, number) for number in range(start, len(self)))
+        ahead = next(prepared, None)
+        while ahead is not None:
+            now, ahead = ahead, next(prepared, None)
+            yield self._finish(now)
+
+    @property
+    def _share(self) -> int:
+        return -(-len(self.cache) // self.world_size)
+
+    def _order(self) -> Tensor:
+        """Return this rank's images of the current epoch, int64 on the device."""
+        count = len(self.cache)
+        order = torch.arange(count)
+        if self.shuffle:
+            order = torch.randperm(count, generator=_generator(torch.device("cpu"), self.seed, self.epoch))
+        order = order.repeat(-(-self._share * self.world_size // count))[: self._share * self.world_size]
+        return order[self.rank :: self.world_size].to(self.cache.device)
+
+    def _prepare(self, order: Tensor, epoch: int, number: int) -> _Prepared:
+        """Draw a batch, place its boxes and ask how many there are, on the side stream."""
+        with torch.cuda.stream(self._side):
+            generator = _generator(self.cache.device, self.seed, epoch, number, self.rank)
+            index = order[number * self.batch : (number + 1) * self.batch]
+            plan = draw(self.cache, self.augment, index, generator)
+            targets = place(self.cache, plan)
+            counts = torch.stack([targets.valid.sum(dim=1).amax(), targets.valid.sum()])
+            if self._side is None:
+                return _Prepared(plan, targets, counts, None)
+            on_host = torch.empty(2, dtype=torch.int64, pin_memory=True)
+            on_host.copy_(counts, non_blocking=True)
+            return _Prepared(plan, targets, on_host, self._side.record_event())
+
+    def _finish(self, prepared: _Prepared) -> dict[str, Any]:
+        """Render a batch on the current stream and cut its boxes to size."""
+        plan, targets = prepared.plan, prepared.targets
+        if prepared.ready is not None:
+            prepared.ready.synchronize()
+            current = torch.cuda.current_stream(self.cache.device)
+            current.wait_event(prepared.ready)
+            for tensor in [*plan.tensors().values(), targets.boxes, targets.labels, targets.valid, targets.cut]:
+                tensor.record_stream(current)
+        most, total = prepared.counts.tolist()
+        return assemble(self._render(self.cache, plan, targets.cut), plan, targets, most, total)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A batch without pixels; `counts`, (2,) int64, most boxes of a sample and all boxes, are there once `ready`."""
+
+    plan: Plan
+    targets: Targets
+    counts: Tensor
+    ready: torch.cuda.Event | None
+
+
+def letterboxed(cache: DeviceCache, batch: int, renderer: Renderer = "auto") -> Iterator[dict[str, Any]]:
+    """Yield the images of a cache in order, whole and grey around, as Ultralytics validates with rect=False.
+
+    Beside what `DeviceLoader` yields a batch has lists of what maps boxes back and names images: `ratio_pad`, gain of
+    height and width and left and top padding, `ori_shape` and `resized_shape`, height and width, and `im_file`.
+    """
+    _, draws = choose_renderer(cache, renderer)
+    s = cache.imgsz
+    for start in range(0, len(cache), batch):
+        rows = slice(start, min(start + batch, len(cache)))
+        shapes, original, counts = cache.shapes[rows], cache.original_shapes[rows], cache.box_counts[rows]
+        # Half of the rest, the smaller half to the left and above.
+        padding = (s - shapes[:, ::-1]) // 2
+        index = torch.arange(rows.start, rows.stop, device=cache.device)
+        corner = torch.from_numpy(np.ascontiguousarray(padding)).to(cache.device, non_blocking=True)
+        plan = letterbox(cache, index, corner)
+        targets = place_whole(cache, plan)
+        made = assemble(draws(cache, plan, targets.cut), plan, targets, int(counts.max()), int(counts.sum()))
+        gains = shapes / original
+        yield made | {
+            "ratio_pad": [(tuple(g), tuple(p)) for g, p in zip(gains.tolist(), padding.tolist(), strict=True)],
+            "ori_shape": [tuple(shape) for shape in original.tolist()],
+            "resized_shape": [(s, s)] * len(shapes),
+            "im_file": [str(path) for path in cache.paths[rows]],
+        }
+
+
+def flat(batch: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the boxes of a batch as Ultralytics' losses take them.
+
+    `cls` (n, 1) and `batch_idx` (n,), float32, and `bboxes` (n, 4) float32 centre and size, all samples' in turn.
+    """
+    valid = batch["valid"]
+    rows = (~valid).flatten().to(torch.uint8).argsort(stable=True)[: batch["total"]]
+    return {
+        "cls": batch["labels"].flatten()[rows, None].float(),
+        "bboxes": batch["boxes"].flatten(0, 1)[rows],
+        "batch_idx": (rows // valid.shape[1]).float(),
+    }
+
+
+def choose_renderer(
+    cache: DeviceCache, renderer: Renderer
+) -> tuple[str, Callable[[DeviceCache, Plan, Tensor], Tensor]]:
+    """Return the name and function of what makes pixels.
+
+    Raises:
+        UserError: a renderer that is not installed, or cannot reach the pixels.
+    """
+    cuda, installed = cache.device.type == "cuda", find_spec("triton") is not None
+    name = renderer if renderer != "auto" else "triton" if cuda and installed else "torch"
+    if name == "triton":
+        if not installed:
+            raise UserError("renderer=triton: Triton is not installed; install it or use renderer=torch")
+        from yolo_lat.data.device.render_triton import render_triton
+
+        return name, render_triton
+    if cuda and cache.spilled:
+        raise UserError("renderer=torch: cannot read pixels that were spilled to host memory; install Triton for that")
+    return name, render
+
+
+def assemble(images: Tensor, plan: Plan, targets: Targets, most: int, total: int) -> dict[str, Any]:
+    """Return a batch with as many places for boxes as the largest number in a sample, `most`, demands."""
+    places = bucket(most)
+    missing = max(0, places - targets.valid.shape[1])
+    return {
+        "img": images,
+        "boxes": functional.pad(targets.boxes[:, :places], (0, 0, 0, missing)),
+        "labels": functional.pad(targets.labels[:, :places], (0, missing)),
+        "valid": functional.pad(targets.valid[:, :places], (0, missing)),
+        "index": plan.index,
+        "total": total,
+    }
+
+
+def bucket(most: int) -> int:
+    """Return the smallest of 8, 16, 32, ... that is no less than `most`."""
+    return max(_FEWEST, 1 << (most - 1).bit_length()) if most > 0 else _FEWEST
+
+
+def _generator(device: torch.device, *numbers: int) -> torch.Generator:
+    """Return a generator that is a function of `numbers`, which may be of any size."""
+    state = np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state) >> 1)

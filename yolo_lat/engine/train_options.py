@@ -1,0 +1,90 @@
+"""Training arguments that Ultralytics does not have."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from yolo_lat.errors import UserError, nearest
+
+DEVICE_CACHES = ("device", "pinned")  # values of cache=, beside Ultralytics'
+LOGGERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wb"}  # Ultralytics' modules of callbacks
+
+
+@dataclass(frozen=True)
+class OwnOption:
+    """An argument of ours.
+
+    Attributes:
+        default: its value where it is not given.
+        text: what it does, in a line.
+    """
+
+    default: Any
+    text: str
+
+
+OWN_OPTIONS = {
+    "cuda_graph": OwnOption(False, "with cache=device on a GPU: capture the training step as CUDA graphs"),
+    "cutout": OwnOption(0.0, "with cache=device: probability that a rectangle of an image turns grey"),
+    "val_period": OwnOption(1, "validate every so many epochs, and after the last"),
+    "loggers": OwnOption("", f"log to {', '.join(LOGGERS)}, with commas between"),
+}
+
+
+def take_own(overrides: dict[str, Any]) -> dict[str, Any]:
+    """Take our arguments out of `overrides` and return them checked, with defaults for those not given.
+
+    Raises:
+        UserError: a value that cannot be used.
+    """
+    own = {name: overrides.pop(name, option.default) for name, option in OWN_OPTIONS.items()}
+    if not isinstance(own["cuda_graph"], bool):
+        raise UserError(f"cuda_graph={own['cuda_graph']}: must be True or False")
+    if not isinstance(own["val_period"], int) or isinstance(own["val_period"], bool) or own["val_period"] < 1:
+        raise UserError(f"val_period={own['val_period']}: must be a whole number of epochs from 1")
+    if not isinstance(own["cutout"], int | float) or not 0 <= own["cutout"] <= 1:
+        raise UserError(f"cutout={own['cutout']}: must be a probability from 0 to 1")
+    own["loggers"] = ",".join(logger_names(own["loggers"]))
+    return own
+
+
+def logger_names(value: Any) -> list[str]:
+    """Return the names of the loggers in a list, or a text with commas.
+
+    Raises:
+        UserError: an unknown logger, or one whose package is not installed.
+    """
+    parts = value if isinstance(value, list | tuple) else str(value or "").split(",")
+    names = [name for part in parts if (name := str(part).strip())]
+    for name in names:
+        if name not in LOGGERS:
+            raise UserError(f"loggers={name}: unknown{nearest(name, LOGGERS)}; use {', '.join(LOGGERS)}")
+        if find_spec(name) is None:
+            raise UserError(f"loggers={name}: the package {name} is not installed; run: pip install {name}")
+    return names
+
+
+def check_device_cache(args: Any, device: str, cuda: bool) -> None:
+    """Raise UserError where data on the device do not go together with other training arguments.
+
+    Args:
+        args: all training arguments.
+        device: where the training runs, as Ultralytics' `parse_device` writes it: cpu, 0, 0,1, or nothing for a choice.
+        cuda: whether there is a GPU to choose.
+    """
+    gpu = device[0].isdigit() if device else cuda
+    if args.cache not in DEVICE_CACHES:
+        for name in ("cuda_graph", "cutout"):
+            if getattr(args, name):
+                raise UserError(f"{name}={getattr(args, name)}: needs cache=device; add that or drop {name}")
+        return
+    if "," in device:
+        raise UserError(f"cache={args.cache}: trains on one GPU, not on device={device}; give one, or cache=ram")
+    if args.cache == "pinned" and not gpu:
+        raise UserError("cache=pinned: keeps images where a GPU reads them, and there is none here; use cache=ram")
+    if args.cuda_graph and not gpu:
+        raise UserError("cuda_graph=True: needs a GPU, and there is none here; drop it")
+    if args.cuda_graph and args.multi_scale:
+        raise UserError(f"cuda_graph=True: sizes must not change; drop multi_scale={args.multi_scale}")
