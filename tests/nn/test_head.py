@@ -15,12 +15,12 @@ from yolo_lat.nn import LatDetect
 from yolo_lat.nn.layout import channels_last_graph
 
 
-def small_head(reg_max: int = 1, end2end: bool = False, act: nn.Module | None = None) -> LatDetect:
-    """A head in float64 of three classes over three levels of 16 channels, with scores of all sizes."""
+def small_head(reg_max: int = 1, end2end: bool = False, act: nn.Module | None = None, width: int = 16) -> LatDetect:
+    """A head in float64 of three classes over three levels, with scores of all sizes."""
     torch.manual_seed(0)
     activation, Conv.default_act = Conv.default_act, act or Conv.default_act
     try:
-        head = LatDetect(nc=3, reg_max=reg_max, end2end=end2end, ch=(16, 16, 16)).double()
+        head = LatDetect(nc=3, reg_max=reg_max, end2end=end2end, ch=(width, width, width)).double()
     finally:
         Conv.default_act = activation
     head.stride = torch.tensor([8.0, 16.0, 32.0])
@@ -32,10 +32,11 @@ def small_head(reg_max: int = 1, end2end: bool = False, act: nn.Module | None = 
     return head.eval()
 
 
-def levels(batch: int, height: int, width: int) -> list[Tensor]:
+def levels(batch: int, height: int, width: int, channels: int = 16) -> list[Tensor]:
     generator = torch.Generator().manual_seed(2)
     return [
-        torch.randn(batch, 16, height // s, width // s, dtype=torch.float64, generator=generator) for s in (1, 2, 4)
+        torch.randn(batch, channels, height // s, width // s, dtype=torch.float64, generator=generator)
+        for s in (1, 2, 4)
     ]
 
 
@@ -112,6 +113,16 @@ class TestFold:
         assert [tuple(m.weight.shape[:2]) for m in convolutions] == [(40, 16), (4, 40), (3, 40)]
         assert [m.bias is None for m in convolutions] == [False, True, True]
         assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+
+    @pytest.mark.parametrize("reg_max", [1, 4])
+    def test_of_a_wide_head_the_boxes_have_the_narrower_hidden_layer(self, reg_max) -> None:
+        head = small_head(reg_max, width=48)
+        assert [branch[0][0].conv.out_channels for branch in (head.cv2, head.cv3)] == [24, 48]
+        folded = fused(head)
+        assert folded.cv2[0][0].conv.out_channels == 24 + 48 + 8
+        x = levels(2, 8, 16, channels=48)
+        with torch.no_grad():
+            torch.testing.assert_close(folded(x)[0], head(x)[0], rtol=1e-10, atol=1e-10)
 
     def test_of_a_head_end_to_end_the_branch_for_inference_stays(self) -> None:
         folded = fused(small_head(end2end=True))

@@ -21,7 +21,8 @@ class LatDetect(Detect):
 
     The blocks before it have mixed positions already; sharing spends the parameters once instead of once a level, and
     all positions of all levels go through each convolution together. Boxes are distances in units of the level's
-    stride, so one convolution serves every level. Training, decoding, losses and the one-to-one branch are `Detect`'s.
+    stride, so one convolution serves every level. The hidden layer of the boxes is half as wide as that of the classes,
+    as boxes say less; Ultralytics' is a quarter. Training, decoding, losses and the one-to-one branch are `Detect`'s.
 
     Args:
         nc: number of classes.
@@ -41,8 +42,9 @@ class LatDetect(Detect):
         self.no = nc + 4 * reg_max
         self.stride = torch.zeros(self.nl)
         width = ch[0]
+        half = max(16, width // 2)
         # Lists of one branch: Detect's loading, fusing and one-to-one code walks over lists.
-        self.cv2 = nn.ModuleList([nn.Sequential(Conv(width, width, 1), nn.Conv2d(width, 4 * reg_max, 1))])
+        self.cv2 = nn.ModuleList([nn.Sequential(Conv(width, half, 1), nn.Conv2d(half, 4 * reg_max, 1))])
         self.cv3 = nn.ModuleList([nn.Sequential(Conv(width, width, 1), nn.Conv2d(width, nc, 1))])
         self.dfl = DFL(reg_max) if reg_max > 1 else nn.Identity()
         self.folded = self.by_level = False
@@ -92,18 +94,19 @@ class LatDetect(Detect):
             return
         left: Any = self.one2one if self.cv2 is None else self.one2many
         (box_hidden, to_boxes), (cls_hidden, to_scores) = left["box_head"][0], left["cls_head"][0]
-        width, constant = to_boxes.in_channels, 8  # channels; tensor cores want multiples of 8
+        widths, constant = (to_boxes.in_channels, to_scores.in_channels), 8  # tensor cores want multiples of 8
+        total = sum(widths) + constant
         convs = (box_hidden.conv, cls_hidden.conv)
-        weight = convs[0].weight.new_zeros(constant, width, 1, 1)
+        weight = convs[0].weight.new_zeros(constant, convs[0].in_channels, 1, 1)
         bias = convs[0].bias.new_ones(constant)
-        merged: Any = nn.Conv2d(width, 2 * width + constant, 1).to(weight).requires_grad_(False)
+        merged: Any = nn.Conv2d(convs[0].in_channels, total, 1).to(weight).requires_grad_(False)
         merged.weight.copy_(torch.cat([*(conv.weight for conv in convs), weight]))
         merged.bias.copy_(torch.cat([*(conv.bias for conv in convs), bias]))
         one = float(box_hidden.act(weight.new_ones(())))  # what the activation makes of the constant
-        for output, start in ((to_boxes, 0), (to_scores, width)):
-            columns = output.weight.new_zeros(output.out_channels, 2 * width + constant, 1, 1)
-            columns[:, start : start + width] = output.weight
-            columns[:, 2 * width, 0, 0] = output.bias / one
+        for output, start in ((to_boxes, 0), (to_scores, widths[0])):
+            columns = output.weight.new_zeros(output.out_channels, total, 1, 1)
+            columns[:, start : start + output.in_channels] = output.weight
+            columns[:, sum(widths), 0, 0] = output.bias / one
             output.weight, output.bias = nn.Parameter(columns, requires_grad=False), None
         if self.reg_max == 1:
             change = to_boxes.weight.new_tensor(_CENTRE_AND_SIZE)
