@@ -1,0 +1,227 @@
+"""How many images a second each way of feeding a GPU trains, and how busy it keeps the GPU.
+
+    python tools/throughput.py OUT.json DATA.yaml IMGSZ BATCH [--models a,b] [--ways a,b] [--epochs N] [--rounds N]
+
+for example
+
+    python tools/throughput.py docs/results/throughput.json voc12.yaml 320 64
+
+Ways: `ultralytics` is its own trainer, loop and loader as they are, `ultralytics-ram` the same with cache=ram, `device`
+is cache=device and `device-graph` that with cuda_graph=True. Each training has a process of its own; in every round all
+of them take their turn. An epoch's time runs from one start to the next end of training, loading included, validation
+not; the first epoch and those after the mosaic closed do not count. GPU busy is the mean of what nvidia-smi samples in
+the epochs that count: the share of time in which any kernel ran.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+WAYS = ("ultralytics", "ultralytics-ram", "device", "device-graph")
+MODELS = ("yolov8n", "yolo-lat-n", "yolo-lat-p")
+
+
+def main() -> None:
+    """Run every training and write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("data")
+    parser.add_argument("imgsz", type=int)
+    parser.add_argument("batch", type=int)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--ways", default=",".join(WAYS))
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--device", default="0")
+    parser.add_argument("--commit")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as work:
+        stock = Path(work, "stock")
+        from yolo_lat.data.convert import convert
+
+        stock_data = convert(given.data, stock, "yolo", crowd="drop", outside="clip", progress=False)
+        runs = []
+        for number in range(given.rounds):
+            for model in given.models.split(","):
+                for way in given.ways.split(","):
+                    data = stock_data if way.startswith("ultralytics") else given.data
+                    row = {"model": model, "way": way, "round": number}
+                    row |= measure(given, model, way, str(data), Path(work, f"{number}-{model}-{way}"))
+                    runs.append(row)
+                    print(json.dumps({k: v for k, v in row.items() if k != "epochs"}), flush=True)
+                    save(given, runs)
+    table(runs)
+
+
+def measure(given: argparse.Namespace, model: str, way: str, data: str, folder: Path) -> dict[str, Any]:
+    """Train once, in a process of its own."""
+    folder.mkdir()
+    job = {
+        "model": model,
+        "way": way,
+        "data": data,
+        "imgsz": given.imgsz,
+        "batch": given.batch,
+        "epochs": given.epochs,
+        "workers": given.workers,
+        "device": given.device,
+        "folder": str(folder),
+    }
+    busy: list[tuple[float, float]] = []
+    sampler = threading.Thread(target=sample_gpu, args=(busy, stop := threading.Event()), daemon=True)
+    if given.device != "cpu":
+        sampler.start()
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import throughput; throughput.train({job!r})"
+    )
+    with (folder / "log").open("wb") as log:
+        status = subprocess.run([sys.executable, "-c", code], stdout=log, stderr=log, check=False).returncode
+    stop.set()
+    if status:
+        return {"error": (folder / "log").read_text(errors="replace")[-1500:]}
+    found = json.loads((folder / "epochs.json").read_text())
+    counted = found["epochs"][1:]
+    within = [share for when, share in busy if any(e["start"] <= when <= e["end"] for e in counted)]
+    return {
+        "images_per_s": round(statistics.median(found["images"] / (e["end"] - e["start"]) for e in counted), 1),
+        "gpu_busy": round(statistics.mean(within), 3) if within else None,
+        "peak_memory_gib": found["peak_memory_gib"],
+        "epochs": [round(e["end"] - e["start"], 4) for e in found["epochs"]],
+    }
+
+
+def train(job: dict[str, Any]) -> None:
+    """Train as a job says and write when its epochs began and ended."""
+    import torch
+    from ultralytics.models.yolo.detect import DetectionTrainer
+    from ultralytics.utils import RANK
+
+    from yolo_lat import YOLOLAT
+    from yolo_lat.nn import LatModel, load_model_yaml
+
+    class Stock(DetectionTrainer):
+        """Ultralytics' trainer, which builds any model that we know."""
+
+        def get_model(self, cfg: Any = None, weights: Any = None, verbose: bool = True) -> LatModel:
+            content = cfg if isinstance(cfg, dict) else load_model_yaml(cfg)
+            return LatModel(content, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose and RANK == -1)
+
+    epochs: list[dict[str, float]] = []
+    cuda = job["device"] != "cpu"
+
+    def now() -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        return time.time()
+
+    model = YOLOLAT(job["model"] if job["model"].startswith("yolo-lat") else f"{job['model']}.yaml")
+    model.add_callback("on_train_epoch_start", lambda _: epochs.append({"start": now()}))
+    model.add_callback("on_train_epoch_end", lambda _: epochs[-1].update(end=now()))
+    way, stock = job["way"], job["way"].startswith("ultralytics")
+    ours = {} if stock else {"cache": "device", "cuda_graph": way == "device-graph"}
+    model.train(
+        trainer=Stock if stock else None,
+        data=job["data"],
+        epochs=job["epochs"],
+        imgsz=job["imgsz"],
+        batch=job["batch"],
+        device=job["device"],
+        workers=job["workers"],
+        project=job["folder"],
+        val=False,
+        plots=False,
+        close_mosaic=0,
+        **({"cache": "ram"} if way == "ultralytics-ram" else {}),
+        **ours,
+    )
+    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
+    images = len(model.trainer.train_loader.dataset)
+    content = {"epochs": epochs, "images": images, "peak_memory_gib": peak and round(peak, 3)}
+    Path(job["folder"], "epochs.json").write_text(json.dumps(content))
+
+
+def sample_gpu(samples: list[tuple[float, float]], stop: threading.Event) -> None:
+    """Note GPU utilisation, 0 to 1, five times a second until told to stop."""
+    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            samples.append((time.time(), float(line.split(",")[0]) / 100))
+            if stop.is_set():
+                process.terminate()
+                return
+
+
+def save(given: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
+    """Write the record as far as it is."""
+    import torch
+
+    commit = given.commit or _output(["git", "rev-parse", "HEAD"])
+    record = {
+        "command": " ".join(["python tools/throughput.py", *sys.argv[1:]]),
+        "commit": commit,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "driver": _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+        "cpu_cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "ultralytics", "numpy")},
+        "runs": runs,
+    }
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def table(runs: list[dict[str, Any]]) -> None:
+    """Print images a second, median over rounds, and the ratio to Ultralytics' way."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table("model", "way", "images/s", "x ultralytics", "GPU busy", "peak GiB", title="Training throughput")
+    speed = {key: statistics.median(v) for key, v in _grouped(runs, "images_per_s").items()}
+    busy, memory = _grouped(runs, "gpu_busy"), _grouped(runs, "peak_memory_gib")
+    for key, value in speed.items():
+        base = speed.get((key[0], "ultralytics"))
+        shares = [b for b in busy[key] if b is not None]
+        shown.add_row(
+            *key,
+            f"{value:.0f}",
+            f"{value / base:.2f}" if base else "-",
+            f"{statistics.mean(shares):.0%}" if shares else "-",
+            str(memory[key][0]),
+        )
+    for run in runs:
+        if "error" in run:
+            shown.add_row(run["model"], run["way"], "failed", "-", "-", "-")
+    Console(width=100).print(shown)
+
+
+def _grouped(runs: list[dict[str, Any]], name: str) -> dict[tuple[str, str], list[Any]]:
+    found: dict[tuple[str, str], list[Any]] = {}
+    for run in runs:
+        if "error" not in run:
+            found.setdefault((run["model"], run["way"]), []).append(run[name])
+    return found
+
+
+def _output(command: list[str]) -> str | None:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+if __name__ == "__main__":
+    main()
