@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from yolo_lat.cli_modes import BARE_KEYS, DEPRECATED_KEYS, HIDDEN_KEYS, MODES, engine_sections
 from yolo_lat.cli_parse import merge_fragments, parse, parse_value
+from yolo_lat.engine.train_options import OWN_OPTIONS
 
 
 @pytest.mark.parametrize(
@@ -115,7 +116,10 @@ def test_every_boolean_key_of_ultralytics_may_stand_alone():
     from ultralytics.utils import DEFAULT_CFG_DICT
 
     bare = {key for key, value in DEFAULT_CFG_DICT.items() if isinstance(value, bool)} | set(BARE_KEYS)
-    assert {key.name for key in MODES["train"].accepted().values() if key.stands_alone} == bare | {"download"}
+    assert {key.name for key in MODES["train"].accepted().values() if key.stands_alone} == bare | {
+        "download",
+        "cuda_graph",
+    }
     assert parse(MODES["train"], sorted(bare)) == dict.fromkeys(bare, True)
 
 
@@ -143,6 +147,7 @@ def test_keys_are_those_of_the_installed_ultralytics():
     assert set(DEFAULT_CFG_DICT) | set(DEPRECATED_KEYS) == set(MODES["train"].accepted()) - {
         "augmentations",
         "download",
+        *OWN_OPTIONS,
     }
 
 

@@ -27,6 +27,7 @@ from yolo_lat.engine.checkpoint import pt_to_safetensors
 from yolo_lat.engine.device_data import TrainBatches, ValBatches, device_cache
 from yolo_lat.engine.fast_step import FusedEMA, TrainStep, fast_optimizer
 from yolo_lat.engine.loop import TrainLoop
+from yolo_lat.engine.offline import quiet
 from yolo_lat.engine.resume import FILE_NAME, read_state, staged
 from yolo_lat.engine.static_loss import static_criterion
 from yolo_lat.engine.train_options import DEVICE_CACHES, LOGGERS, OWN_OPTIONS, check_device_cache, take_own
@@ -305,7 +306,7 @@ class LatTrainer(DetectionTrainer):
     def final_eval(self) -> None:
         """Strip the checkpoints of the optimizer, validate the best as `val` does, and write safetensors too."""
         if RANK in {-1, 0}:
-            with staged(self.wdir) as stage:
+            with staged(self.wdir) as stage, quiet():
                 results = strip_optimizer(self.last, str(stage / self.last.name)).get("train_results")
                 strip_optimizer(self.best, str(stage / self.best.name), updates={"train_results": results})
         LOGGER.info(f"\nValidating {self.best}...")
