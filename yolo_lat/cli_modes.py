@@ -131,6 +131,7 @@ MODES = {
             examples=(
                 "yolo-lat train model=yolo-lat-n data=coco epochs=300 device=0,1",
                 "yolo-lat train model=cfg/models/yolo-lat.yaml scale=n data=my-data.yaml cfg=small",
+                "yolo-lat train model=yolo-lat-p data=my-data.yaml cache=device cuda_graph device=0",
                 "yolo-lat train resume=runs/detect/train/weights/last.pt",
             ),
             keys=(
