@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-COMMAND = ["-m", "pytest", "-m", "gpu", "tests"]
+COMMAND = ["-m", "pytest", "-m", "gpu", "-n", "8", "tests"]  # most of their time is Python's, not the GPU's
 
 
 def main() -> None:
