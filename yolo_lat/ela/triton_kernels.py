@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs
-"""Triton kernels of exact linear attention with `HadamardExp` ; `fused.py` launches them and has the formulas.
+"""Triton kernels of exact linear attention with `HadamardExp`; `fused.py` launches them and has the formulas.
 
 All of them stream tokens (B, H, L, width) of any strides through tiles of BLOCK tokens and keep everything else in
 registers. Widths are padded to powers of two of at least 16 (DP, DVP), as matrix products want them. Reductions over
@@ -145,10 +145,9 @@ def state_kernel(
     for start in range(first, tl.minimum(first + tokens, L), BLOCK):
         rows = start + block
         inside = rows[:, None] < L
-        keys = tl.load(_at(k, rows, d, k_l, k_d, ALIGN), mask=inside & (d[None, :] < D), other=float("-inf")).to(
-            tl.float32
-        )
-        values = tl.load(_at(v, rows, e, v_l, v_d, ALIGN), mask=inside & (e[None, :] < DV), other=0.0)
+        keep_k, keep_v = inside & (d[None, :] < D), inside & (e[None, :] < DV)
+        keys = tl.load(_at(k, rows, d, k_l, k_d, ALIGN), mask=keep_k, other=float("-inf")).to(tl.float32)
+        values = tl.load(_at(v, rows, e, v_l, v_d, ALIGN), mask=keep_v, other=0.0)
         new_top = tl.maximum(top, tl.max(keys, 0))
         psi = tl.trans(_exp(keys - new_top[None, :]))
         rescale = _exp(top - new_top)[:, None]

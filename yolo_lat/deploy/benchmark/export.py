@@ -99,7 +99,8 @@ def make_file(entry: Entry, cell: Cell, variant: Variant, device: str, seed: int
 
 def _fingerprint(model: Any, arguments: dict[str, Any]) -> str:
     """Return a hash of everything that an exported file follows from."""
-    digest = hashlib.sha256(json.dumps([model.yaml, arguments], sort_keys=True, default=str).encode())
+    content = {key: value for key, value in model.yaml.items() if key != "yaml_file"}  # a path, another on each machine
+    digest = hashlib.sha256(json.dumps([content, arguments], sort_keys=True, default=str).encode())
     for name, value in model.state_dict().items():
         digest.update(name.encode() + value.cpu().numpy().tobytes())
     digest.update(str([version(name) for name in ("ultralytics", "onnx", "onnxslim")]).encode())
