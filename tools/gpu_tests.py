@@ -1,9 +1,10 @@
-"""Run the tests that need a CUDA device and record what they said, for machines that have none.
+"""Run the tests that need a CUDA device, file by file, and record which passed, on what.
 
     python tools/gpu_tests.py docs/results/gpu-tests.json [COMMIT]
 
-The file names the hardware, the versions and the command; it is written only when a CUDA device was really there.
-COMMIT is for a copy of the tree without its git history.
+Needs the test extra and onnxruntime-gpu. COMMIT names the code where the working copy's git history does not tell it.
+The record is written after every file, so an interrupted run loses none; the output of files with failures stands on
+standard output. Leaves with status 1 if a test failed.
 """
 
 from __future__ import annotations
@@ -13,43 +14,70 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 import xml.etree.ElementTree as ET
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
-COMMAND = ["-m", "pytest", "-m", "gpu", "-n", "8", "tests"]  # most of their time is Python's, not the GPU's
+ROOT = Path(__file__).resolve().parent.parent
+PYTEST = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider"]
+PROCESSES = ["-n", "6"]  # most of the tests' time is Python's, not the GPU's
 
 
 def main() -> None:
-    """Run, record, and leave with pytest's exit status."""
+    """Run, record, and leave with 1 if a test failed."""
     if len(sys.argv) not in (2, 3) or not torch.cuda.is_available():
-        sys.exit(f"{__doc__}\nneeds a file to write and a CUDA device; torch sees {torch.cuda.device_count()}")
-    root = Path(__file__).resolve().parent.parent
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.xml"
-        status = subprocess.run([sys.executable, *COMMAND, f"--junitxml={report}"], cwd=root, check=False).returncode
-        cases = list(ET.parse(report).iter("testcase"))
-    tests = {f"{case.get('classname')}::{case.get('name')}": case[0].tag if len(case) else "passed" for case in cases}
-    record = {
+        print(f"needs a file to write and a CUDA device; torch sees {torch.cuda.device_count()}", file=sys.stderr)
+        sys.exit(2)
+    outcomes: dict[str, str] = {}
+    record: dict[str, Any] = {
         "command": "python tools/gpu_tests.py docs/results/gpu-tests.json",
         "commit": sys.argv[2] if len(sys.argv) == 3 else _output(["git", "rev-parse", "HEAD"]),
         "gpu": torch.cuda.get_device_name(),
         "driver": _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "ultralytics", "onnxruntime-gpu", "numpy")},
-        "passed": sum(outcome == "passed" for outcome in tests.values()),
-        "not_passed": {name: outcome for name, outcome in tests.items() if outcome != "passed"},
-        "tests": sorted(tests),
+        "versions": {name: version(name) for name in ("torch", "triton", "ultralytics", "onnxruntime-gpu", "numpy")},
     }
-    Path(sys.argv[1]).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    print(f"{record['passed']} of {len(tests)} passed on {record['gpu']}")
-    sys.exit(status)
+    for file in files_with_gpu_tests():
+        start = time.time()
+        outcomes |= run(file)
+        record["passed"] = sum(outcome == "passed" for outcome in outcomes.values())
+        record["not_passed"] = {name: outcome for name, outcome in outcomes.items() if outcome != "passed"}
+        record["tests"] = sorted(outcomes)
+        Path(sys.argv[1]).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(f"{file}: {record['passed']} of {len(outcomes)} passed so far, {time.time() - start:.0f} s", flush=True)
+    failed = [name for name, outcome in record["not_passed"].items() if outcome != "skipped"]
+    print(f"{record['passed']} of {len(outcomes)} passed on {record['gpu']}; failed: {failed}")
+    sys.exit(bool(failed))
 
 
-def _output(command: list[str]) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def files_with_gpu_tests() -> list[str]:
+    """Return the test files that have tests for a GPU, those of the attention operator first."""
+    found = _output([*PYTEST, "--collect-only", "tests"], check=False).splitlines()
+    return sorted(
+        {line.partition("::")[0] for line in found if "::" in line}, key=lambda file: ("ela" not in file, file)
+    )
+
+
+def run(file: str) -> dict[str, str]:
+    """Run the tests of one file and return their outcomes by name: passed, skipped, failure or error."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command = [*PYTEST, *PROCESSES, "--tb=short", f"--junitxml={report}", file]
+        done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
+        if done.returncode:
+            print(done.stdout[-12000:], done.stderr[-2000:], flush=True)
+        if not report.exists():
+            return {file: "error"}
+        cases = list(ET.parse(report).iter("testcase"))
+    return {f"{case.get('classname')}::{case.get('name')}": case[0].tag if len(case) else "passed" for case in cases}
+
+
+def _output(command: list[str], check: bool = True) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=check, cwd=ROOT).stdout.strip()
 
 
 if __name__ == "__main__":

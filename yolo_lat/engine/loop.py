@@ -82,6 +82,8 @@ class TrainLoop:
 
     def _announce(self) -> None:
         t = self.trainer
+        if form := t.attention_form():
+            LOGGER.info(f"Computing {form}")
         LOGGER.info(
             f"Using {len(t.train_loader.dataset)} train, {len(t.test_loader.dataset)} val images for "
             f"fraction={t.args.fraction} at imgsz={t.args.imgsz}\n"

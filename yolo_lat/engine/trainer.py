@@ -23,6 +23,7 @@ from yolo_lat.data.order import SampleKeys, SampleOrder
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import load_dataset
 from yolo_lat.data.spec import DatasetSpec
+from yolo_lat.ela import choose_form
 from yolo_lat.engine.checkpoint import pt_to_safetensors
 from yolo_lat.engine.device_data import TrainBatches, ValBatches, device_cache
 from yolo_lat.engine.fast_step import FusedEMA, TrainStep, fast_optimizer
@@ -33,6 +34,7 @@ from yolo_lat.engine.static_loss import static_criterion
 from yolo_lat.engine.train_options import DEVICE_CACHES, LOGGERS, OWN_OPTIONS, check_device_cache, take_own
 from yolo_lat.engine.validator import LatValidator, ultralytics_data
 from yolo_lat.errors import UserError
+from yolo_lat.nn.attention import ProjectedELA
 from yolo_lat.nn.model import LatModel
 from yolo_lat.nn.zoo import load_model_yaml
 
@@ -165,6 +167,16 @@ class LatTrainer(DetectionTrainer):
             loader = self.train_loader.loader
             return f"images in the memory of {self.device}, augmented there ({loader.renderer})"
         return f"{self.train_loader.num_workers * (self.world_size or 1)} dataloader workers"
+
+    def attention_form(self) -> str:
+        """Return in words how the model's attention is computed, empty for a model without."""
+        layer = next((m for m in unwrap_model(self.model).modules() if isinstance(m, ProjectedELA)), None)
+        if layer is None:
+            return ""
+        half = torch.bfloat16 if self.args.amp == "bf16" else torch.float16
+        widths = layer.widths[0] // layer.heads, layer.widths[2] // layer.heads
+        choice = choose_form(layer.kernel, self.device, half if self.amp else torch.float32, widths)
+        return f"attention in its {choice.form} form: {choice.reason}"
 
     def begin_epochs(self, epoch: int) -> None:
         """Let the training data start with an epoch, whatever was made ahead."""

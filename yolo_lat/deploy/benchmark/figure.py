@@ -39,35 +39,39 @@ def draw(record: Record, path: str | Path) -> None:
     for (imgsz, precision), line in zip(rows, panels, strict=True):
         for batch, axes in zip(batches, line, strict=True):
             cells_here = {boundary: Cell(imgsz, batch, precision, boundary) for boundary in _MARKERS}
+            _finish(axes, f"{imgsz} px, batch {batch}, {precision}", known)
+            here = {key: ms for key, ms in points.items() if key[0] in cells_here.values()}
+            if not here:
+                axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, horizontalalignment="center")
+            slowest = max(here, key=lambda key: here[key])[1] if here else ""
             for model in record.models:
                 times = {
-                    boundary: points[cell, model.name]
+                    boundary: here[cell, model.name]
                     for boundary, cell in cells_here.items()
-                    if (cell, model.name) in points
+                    if (cell, model.name) in here
                 }
                 height = model.ap(cells_here["forward"]) if known else model.parameters and model.parameters / 1e6
                 if times and height is not None:
-                    _draw_model(axes, model.name, times, height, colours[model.name])
-            _finish(axes, f"{imgsz} px, batch {batch}, {precision}", known)
+                    _draw_model(axes, model.name, times, height, colours[model.name], model.name == slowest)
         _legend(line[-1], record, Cell(imgsz, batches[0], precision, "forward"), colours)
     figure.suptitle("Latency of a batch and " + ("COCO AP" if known else "parameters; accuracy not measured"))
     figure.supxlabel(_plain(fill(" · ".join(heading(record)), 60 * len(batches) + 20)), fontsize=7)
     FigureCanvasAgg(figure).print_png(str(path))
 
 
-def _draw_model(axes: Axes, name: str, times: dict[str, float], height: float, colour: str) -> None:
-    """Mark a model's times, joined by a line, and write its name beside the shortest."""
+def _draw_model(axes: Axes, name: str, times: dict[str, float], height: float, colour: str, slowest: bool) -> None:
+    """Mark a model's times, joined by a line, and write its name on their left; on the right if nothing is there."""
     axes.plot(list(times.values()), [height] * len(times), color=colour, linewidth=1)
     for boundary, median in times.items():
         axes.plot([median], [height], _MARKERS[boundary], color=colour, markersize=7)
     axes.annotate(
         _plain(name),
-        (min(times.values()), height),
-        (-8, 0),
+        (max(times.values()) if slowest else min(times.values()), height),
+        (8 if slowest else -8, 0),
         textcoords="offset points",
         fontsize=8,
         color=colour,
-        horizontalalignment="right",
+        horizontalalignment="left" if slowest else "right",
         verticalalignment="center",
     )
 
