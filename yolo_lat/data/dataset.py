@@ -89,7 +89,7 @@ class LatDataset(YOLODataset):
 
     def get_labels(self) -> list[dict[str, Any]]:
         """Return one Ultralytics label dictionary an image."""
-        labels = [_label(image) for image in self.images]
+        labels = [training_label(image) for image in self.images]
         left_out = sum(int((~image.crowd).sum()) for image in self.images) - sum(len(label["cls"]) for label in labels)
         boxes = sum(len(label["cls"]) for label in labels)
         note = f", {left_out} boxes without area inside the image left out" if left_out else ""
@@ -150,7 +150,8 @@ def build_dataset(
     )
 
 
-def _label(image: ImageLabels) -> dict[str, Any]:
+def training_label(image: ImageLabels) -> dict[str, Any]:
+    """Return what a training takes from an image's labels, in Ultralytics' form: no crowds, no boxes without area."""
     size = np.array([image.width, image.height] * 2, dtype=np.float64)
     xyxy = np.concatenate([image.boxes_xywh[:, :2], image.boxes_xywh[:, :2] + image.boxes_xywh[:, 2:]], axis=1)
     xyxy = xyxy.clip(0, size)

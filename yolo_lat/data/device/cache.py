@@ -20,7 +20,7 @@ from torch import Tensor
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.patches import imread
 
-from yolo_lat.data.dataset import _label
+from yolo_lat.data.dataset import training_label
 from yolo_lat.data.images import image_size
 from yolo_lat.data.labels import DetectionSplit, ImageLabels
 from yolo_lat.errors import UserError
@@ -114,7 +114,7 @@ def build_cache(
     pixels = torch.empty(int(ends[-1]), dtype=torch.uint8, device=place, pin_memory=spilled and device.type == "cuda")
     _fill(pixels, split, imgsz, offsets, shapes, workers or os.cpu_count() or 1, progress)
 
-    labels = [_label(image) for image in split.images]
+    labels = [training_label(image) for image in split.images]
     rows = [_pixel_boxes(label["bboxes"], shape) for label, shape in zip(labels, shapes, strict=True)]
     counts = np.array([len(row) for row in rows], dtype=np.int64)
     return DeviceCache(

@@ -105,8 +105,9 @@ def _fingerprint(model: Any, arguments: dict[str, Any]) -> str:
         digest.update(name.encode() + value.cpu().numpy().tobytes())
     digest.update(str([version(name) for name in ("ultralytics", "onnx", "onnxslim")]).encode())
     package = Path(yolo_lat.__file__).parent
-    for file in sorted(file for part in ("ela", "nn", "engine", "deploy") for file in (package / part).glob("*.py")):
-        digest.update(file.read_bytes())
+    for pattern in ("ela/*.py", "nn/*.py", "engine/export*.py", "deploy/onnx_*.py"):
+        for file in sorted(package.glob(pattern)):
+            digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
