@@ -60,15 +60,7 @@ def main() -> None:
 def start(run: str, number: int, data: Path, work: Path, total: int) -> subprocess.Popen[bytes]:
     """Start one training; the cores are shared out among all."""
     recipe, model, name, imgsz, *rest = run.split(":", 4)
-    root = data / name
-    content = {
-        "path": str(root),
-        "train": "images/train",
-        "val": "images/val",
-        "coco_json": {split: f"annotations/{split}.json" for split in ("train", "val")},
-    }
-    file = work / f"{name}.yaml"
-    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    file = write_data_yaml(work, data / name)
     options = dict(word.split("=", 1) for word in rest[0].split(",")) if rest else {}
     options = {
         "cfg": recipe,
@@ -84,6 +76,19 @@ def start(run: str, number: int, data: Path, work: Path, total: int) -> subproce
     words = [f"{key}={value}" for key, value in options.items()]
     with (work / f"{number}.log").open("wb") as log:
         return subprocess.Popen([sys.executable, "-m", "yolo_lat", "train", *words], stdout=log, stderr=log)
+
+
+def write_data_yaml(folder: Path, root: Path) -> Path:
+    """Write the data YAML of the set in `root` into a folder, under the set's name."""
+    content = {
+        "path": str(root),
+        "train": "images/train",
+        "val": "images/val",
+        "coco_json": {split: f"annotations/{split}.json" for split in ("train", "val")},
+    }
+    file = folder / f"{root.name}.yaml"
+    file.write_text(yaml.safe_dump(content), encoding="utf-8")
+    return file
 
 
 def result(run: str, folder: Path, status: int, seconds: float) -> dict[str, Any]:
