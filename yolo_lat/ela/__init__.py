@@ -4,6 +4,7 @@ Needs torch alone and nothing else of this package. Triton, which torch brings a
 """
 
 from yolo_lat.ela.attention import ELAState, ela_state, exact_linear_attention
+from yolo_lat.ela.causal import causal_attention
 from yolo_lat.ela.check import KernelReport, check_kernel
 from yolo_lat.ela.fused import FormChoice, choose_form, ela_form
 from yolo_lat.ela.kernels import (
@@ -29,6 +30,7 @@ __all__ = [
     "LogKernel",
     "ModulatedDot",
     "SumSquaredDistance",
+    "causal_attention",
     "check_kernel",
     "choose_form",
     "ela_form",

@@ -32,11 +32,12 @@ def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """Return a tensor in the dtype that its sums are formed in."""
     return x.to(_accumulation_dtype(x.dtype))
 
 
-def _no_autocast(device: str) -> AbstractContextManager[Any]:
+def no_autocast(device: str) -> AbstractContextManager[Any]:
     """Keep autocast from narrowing the sums again; devices without autocast (meta) need nothing."""
     return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
 
@@ -81,12 +82,12 @@ class ELAState:
         if self._fused(q):
             assert self.log_scale is not None
             return query_op(q, self.S, self.C, self.log_scale)
-        with _no_autocast(q.device.type):
+        with no_autocast(q.device.type):
             if isinstance(self.kernel, LogKernel) and self.log_scale is not None:
-                logits = self.kernel.log_phi(_wide(q)) + self.log_scale.unsqueeze(-2)
+                logits = self.kernel.log_phi(wide(q)) + self.log_scale.unsqueeze(-2)
                 features = (logits - logits.amax(-1, keepdim=True)).exp()
             else:
-                features = self.kernel.phi(_wide(q))
+                features = self.kernel.phi(wide(q))
             total = features @ self.C.unsqueeze(-1)
             y = features @ self.S / torch.where(total == 0, 1, total)
         return y.to(q.dtype)
@@ -124,8 +125,8 @@ def ela_state(k: Tensor, v: Tensor, kernel: Kernel | None = None, mask: Tensor |
         S, C, log_scale = state_op(k, v)
         return ELAState(S, C, kernel, log_scale)
     hidden = None if mask is None else ~mask[:, None, :, None]
-    with _no_autocast(k.device.type):
-        k, v = _wide(k), _wide(v)
+    with no_autocast(k.device.type):
+        k, v = wide(k), wide(v)
         log_scale = None
         if isinstance(kernel, LogKernel):
             logits = kernel.log_psi(k)
@@ -153,9 +154,14 @@ def _sums_fused(k: Tensor, v: Tensor, kernel: Kernel, mask: Tensor | None) -> bo
 
 
 def exact_linear_attention(
-    q: Tensor, k: Tensor, v: Tensor, kernel: Kernel | None = None, mask: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel: Kernel | None = None,
+    mask: Tensor | None = None,
+    causal: bool = False,
 ) -> Tensor:
-    """Bidirectional exact linear attention, y_i = sum_j k(q_i, k_j) v_j / sum_j k(q_i, k_j), in O(Lq + Lk).
+    """Exact linear attention, y_i = sum_j k(q_i, k_j) v_j / sum_j k(q_i, k_j), in O(Lq + Lk).
 
     Args:
         q: queries (B, H, Lq, D).
@@ -163,6 +169,7 @@ def exact_linear_attention(
         v: values (B, H, Lk, Dv).
         kernel: defaults to `HadamardExp()`.
         mask: (B, Lk) bool, True for keys that count; None counts all.
+        causal: sum over j <= i only; Lq and Lk are then equal. `yolo_lat.ela.causal_attention` does more.
 
     Returns:
         (B, H, Lq, Dv) in q's dtype. float16 and bfloat16 inputs are summed in float32, also under autocast.
@@ -170,6 +177,10 @@ def exact_linear_attention(
     Raises:
         ValueError: shapes that do not belong together.
     """
+    if causal:
+        from yolo_lat.ela.causal import causal_attention  # it builds on this module
+
+        return causal_attention(q, k, v, kernel, mask=mask)[0]
     state = ela_state(k, v, kernel, mask)
     if q.dim() != 4 or q.shape[:2] != k.shape[:2] or q.shape[-1] != k.shape[-1]:
         raise ValueError(f"q must be (B, H, Lq, D) with k's B, H and D, got {tuple(q.shape)} for k {tuple(k.shape)}")
