@@ -18,6 +18,8 @@ from yolo_lat.ela.kernels import (
     get_kernel,
     register_kernel,
 )
+from yolo_lat.ela.lobe import MemoryLobe, future_leak
+from yolo_lat.ela.moe import LabelMoE, MoEOutput, Routing
 
 __all__ = [
     "KERNELS",
@@ -27,8 +29,12 @@ __all__ = [
     "HadamardExp",
     "Kernel",
     "KernelReport",
+    "LabelMoE",
     "LogKernel",
+    "MemoryLobe",
+    "MoEOutput",
     "ModulatedDot",
+    "Routing",
     "SumSquaredDistance",
     "causal_attention",
     "check_kernel",
@@ -36,6 +42,7 @@ __all__ = [
     "ela_form",
     "ela_state",
     "exact_linear_attention",
+    "future_leak",
     "get_kernel",
     "register_kernel",
 ]
