@@ -35,6 +35,7 @@ from yolo_lat.cli_parse import parse
 from yolo_lat.data import registry as data_registry
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import load_dataset
+from yolo_lat.demo.zones import read_zones
 from yolo_lat.ela import KERNELS
 from yolo_lat.engine.recipe import read_recipe, recipe_names
 from yolo_lat.errors import UserError
@@ -276,6 +277,8 @@ def test_yaml_is_a_model_that_learns_or_a_data_set_that_reads(block: Block, work
             loss.sum().backward()
             gradients = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
             assert [name for name, g in gradients.items() if g is None or not g.isfinite().all()] == []
+    elif content.keys() <= {"lines", "polygons"}:
+        assert sum(map(len, read_zones(workspace.path(block.file)))) == sum(map(len, content.values()))
     elif "train" not in content:
         assert read_recipe(workspace.path(block.file)) == content
     else:
@@ -296,7 +299,7 @@ def test_commands_have_a_known_mode_and_known_keys(line: str) -> None:
     elif words[-1] in {"--help", "--version"}:
         dispatch(words)
     else:
-        name = " ".join(words[: 1 + (words[0] == "data")])
+        name = " ".join(words[: 1 + (" ".join(words[:2]) in MODES)])
         options = parse(MODES[name], words[len(name.split()) :])
         model, data = str(options.get("model", "best.pt")), str(options.get("data", "my.yaml"))
         assert Path(model).suffix in WEIGHTS or model in model_names()

@@ -24,21 +24,24 @@ _CONFIG = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "
 for _name, _value in {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "YOLO_CONFIG_DIR": str(_CONFIG)}.items():
     os.environ.setdefault(_name, _value)
 
-# What the extra `train` installs, by the names of its modules.
-_TRAIN_MODULES = frozenset(
-    {
+# What each extra installs, and what comes with that, by the names of the modules.
+_EXTRAS = {
+    "train": {
         *("torch", "torchvision", "ultralytics", "cloudpickle", "pycocotools", "safetensors", "onnx", "onnxslim"),
         *("matplotlib", "faster_coco_eval", "lap"),
-    }
-)
+    },
+    "serve": {"fastapi", "uvicorn", "python_multipart", "prometheus_client", "starlette", "pydantic"},
+    "demo": {"av", "supervision", "scipy"},
+}
 
 
 def missing_package(error: ModuleNotFoundError) -> UserError | None:
-    """Return what to tell a user whose light install lacks a package of the extra `train`, None for other modules."""
+    """Return what to tell a user whose light install lacks a package of an extra, None for other modules."""
     package = (error.name or "").partition(".")[0]
-    if package not in _TRAIN_MODULES:
+    extra = next((name for name, modules in _EXTRAS.items() if package in modules), None)
+    if extra is None:
         return None
-    return UserError(f"this needs {package}, which is not installed; run: pip install 'yolo-lat[train]'")
+    return UserError(f"this needs {package}, which is not installed; run: pip install 'yolo-lat[{extra}]'")
 
 
 def __getattr__(name: str) -> Any:

@@ -14,13 +14,16 @@ from collections.abc import Sequence
 from yolo_lat import __version__, missing_package
 from yolo_lat.cli_benchmark import RUN_BENCHMARK
 from yolo_lat.cli_data import RUN_DATA
+from yolo_lat.cli_demo import RUN_DEMO
 from yolo_lat.cli_help import group_help, mode_help, overview
 from yolo_lat.cli_modes import MODES
 from yolo_lat.cli_parse import parse
 from yolo_lat.cli_run import RUN_ENGINE
+from yolo_lat.cli_serve import RUN_SERVE
+from yolo_lat.cli_web import RUN_WEB
 from yolo_lat.errors import UserError, nearest
 
-RUN = RUN_ENGINE | RUN_BENCHMARK | RUN_DATA
+RUN = RUN_ENGINE | RUN_BENCHMARK | RUN_SERVE | RUN_DATA | RUN_DEMO | RUN_WEB
 _HELP_WORDS = frozenset({"--help", "-h", "help"})
 _INPUT_ERRORS = (UserError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "memoryerror")
@@ -70,6 +73,8 @@ def dispatch(words: Sequence[str]) -> None:
         print(group_help(name))
     elif _HELP_WORDS.intersection(rest):
         print(mode_help(MODES[name]))
+        if actions := _actions(name):
+            print(f"\nSee also: yolo-lat {name} {' and '.join(actions)} --help")
     else:
         RUN[name](parse(MODES[name], rest))
 
@@ -77,24 +82,29 @@ def dispatch(words: Sequence[str]) -> None:
 def _mode_name(words: list[str]) -> tuple[str, list[str]]:
     """Return the name of the mode, one word or two, and the words after it.
 
-    The name is empty, or that of a group such as `data`, where help on it is asked for.
+    The name is empty, or that of a group such as `data`, where help on it is asked for. A mode may have the name of a
+    group: `demo` is meant unless `demo web` is said.
     """
     if not words or words[0] in _HELP_WORDS:
         return "", []
     first, *rest = words
-    groups = {name.partition(" ")[0] for name in MODES if " " in name}
-    if first in groups:
+    if actions := _actions(first):
         if not rest or rest[0] in _HELP_WORDS:
-            return first, []
-        actions = [name.partition(" ")[2] for name in MODES if name.startswith(f"{first} ")]
-        if rest[0] not in actions:
-            hint = nearest(rest[0], actions) or "; use one of " + ", ".join(actions)
-            raise UserError(f"unknown action '{rest[0]}' of {first}{hint}")
-        return f"{first} {rest[0]}", rest[1:]
+            return first, rest
+        if rest[0] in actions:
+            return f"{first} {rest[0]}", rest[1:]
+        hint = "" if "=" in rest[0] else nearest(rest[0], actions)
+        if hint or first not in MODES:
+            raise UserError(f"unknown action '{rest[0]}' of {first}{hint or '; use one of ' + ', '.join(actions)}")
     if first not in MODES and first != "--version":
         names = dict.fromkeys(name.partition(" ")[0] for name in MODES)
         raise UserError(f"unknown mode '{first}'{nearest(first, names) or '; use one of ' + ', '.join(names)}")
     return first, rest
+
+
+def _actions(group: str) -> list[str]:
+    """Return the second words of the modes that begin with the word `group`."""
+    return [name.partition(" ")[2] for name in MODES if name.startswith(f"{group} ")]
 
 
 def explain(error: Exception) -> str | None:

@@ -13,7 +13,7 @@ from yolo_lat.errors import UserError
 
 _VERBATIM_KEYS = frozenset(
     {"name", "project", "json", "predictions", "directory", "data", "sheet", "figure", "file"}
-    | {"runs", "models", "reference", "settings", "folder", "against", "record", "commit"}
+    | {"runs", "models", "reference", "settings", "folder", "against", "record", "commit", "host", "output"}
 )
 _MODEL_SUFFIXES = frozenset({".pt", ".yaml", ".yml", ".onnx", ".safetensors"})
 _KEY_VALUE = re.compile(r"\s*\w*\s*=")  # other words with = are names such as coco-subset:train=2000

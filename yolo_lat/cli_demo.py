@@ -1,0 +1,40 @@
+"""What the mode for videos, pictures and live streams does."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from yolo_lat.cli_run import require
+from yolo_lat.errors import UserError
+
+_SIGTERM_STATUS = 128 + signal.SIGTERM
+
+
+def _demo(options: dict[str, Any]) -> None:
+    folder = options.pop("resume", None)
+    if folder is None:
+        require("demo", options, "model", "source")
+    elif other := sorted(options.keys() - {"show", "device"}):
+        raise UserError(f"resume= goes on as the run began; leave {other[0]}= out")
+    from yolo_lat.demo.session import DemoOptions, resume_demo, run_demo
+
+    if options.get("device") is not None:
+        options["device"] = str(options["device"])
+    if folder is None:
+        model, source = str(options.pop("model")), str(options.pop("source"))
+        done = run_demo(DemoOptions(model, source, **options))
+    else:
+        done = resume_demo(str(folder), **options)
+    way_on = f"to go on: yolo-lat demo resume={shlex.quote(str(done.folder))}" if done.unfinished else ""
+    if done.signal == signal.SIGINT:
+        raise KeyboardInterrupt(*filter(None, [way_on]))
+    if way_on:
+        print(way_on)
+    if done.signal:
+        raise SystemExit(_SIGTERM_STATUS)
+
+
+RUN_DEMO: dict[str, Callable[[dict[str, Any]], None]] = {"demo": _demo}
