@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from itertools import pairwise
@@ -282,6 +285,18 @@ def test_a_pause_holds_the_picture_until_a_step_or_the_space_bar(screen):
     screen.keys = [None, "s", " "]
     assert shown.show(picture({})), "a screenshot may be taken in a pause"
     assert not controls.paused
+
+
+def test_opencv_comes_before_pyav_and_who_did_it_otherwise_is_told():
+    """The other way round, OpenCV's windows hang for ever."""
+    order = (
+        "import sys, yolo_lat.demo.session; names = list(sys.modules); print(names.index('cv2') < names.index('av'))"
+    )
+    wrong = "import av; from yolo_lat.demo.window import no_display; print(no_display())"
+    for code, answer in ((order, "True"), (wrong, "PyAV was imported before OpenCV, whose windows hang then")):
+        environment = os.environ | {"DISPLAY": ":0"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60)
+        assert done.stdout.startswith(answer), done.stderr
 
 
 def test_a_signal_ends_a_pause(screen):

@@ -107,6 +107,14 @@ def test_entering_and_leaving_an_area():
     assert [event.what for event in events] == ["entered", "left", "entered"]
 
 
+def test_who_vanished_inside_is_forgotten_in_the_end(monkeypatch):
+    monkeypatch.setattr("yolo_lat.demo.zones._FORGET_FRAMES", 50)
+    zones = Zones([], [YARD], (100, 100))
+    for number in range(500):
+        assert [event.what for event in step(zones, {number: (80, 80)})] == ["entered"]
+    assert len(zones._inside[0]) < 60
+
+
 def test_objects_without_a_number_are_not_counted():
     zones = Zones([GATE], [YARD], (100, 100))
     assert [event for x in (20, 80) for event in step(zones, {-1: (x, 80)})] == []

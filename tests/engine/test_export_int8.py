@@ -31,7 +31,7 @@ def test_weights_have_a_scale_for_every_output_channel(quantised):
     maker = {output: node for node in graph.node for output in node.output}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
     integer = [node for node in convolutions if maker.get(node.input[1]) is not None]
-    assert len(convolutions) - len(integer) == 2  # those that predict boxes and scores
+    assert len(convolutions) - len(integer) == 6  # those that predict boxes and scores, on three levels
     for node in integer:
         weights, scale, zero = (constants[name] for name in maker[node.input[1]].input)
         assert weights.dtype == np.int8

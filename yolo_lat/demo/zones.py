@@ -14,6 +14,7 @@ import yaml
 from yolo_lat.errors import UserError, nearest
 
 _ANCHOR = (sv.Position.BOTTOM_CENTER,)  # where an object stands
+_FORGET_FRAMES = 10_000  # an object out of sight for so long has lost its number
 _SHAPES = {"lines": ("name", "from", "to"), "polygons": ("name", "points")}
 
 
@@ -126,8 +127,9 @@ class Zones:
         self._areas = [
             sv.PolygonZone(polygon.pixels(size).round().astype(int), triggering_anchors=_ANCHOR) for polygon in polygons
         ]
-        # Of those inside now, the class by number.
-        self._inside: list[dict[int, int]] = [{} for _ in polygons]
+        # Of those inside, the class by number, and the frame in which each was seen last.
+        self._inside: list[dict[int, tuple[int, int]]] = [{} for _ in polygons]
+        self._frames = 0
         self.counts: dict[str, dict[str, Counter[int]]] = {
             **{line.name: {"in": Counter(), "out": Counter()} for line in lines},
             **{polygon.name: {"entered": Counter(), "left": Counter()} for polygon in polygons},
@@ -149,11 +151,16 @@ class Zones:
         for polygon, area, before in zip(self.polygons, self._areas, self._inside, strict=True):
             inside = area.trigger(found)
             for class_id, track_id, now in zip(class_ids.tolist(), track_ids.tolist(), inside.tolist(), strict=True):
-                if now and track_id not in before:
+                if not now:
+                    if track_id in before:
+                        events.append(Event(polygon.name, "left", before.pop(track_id)[0], track_id))
+                    continue
+                if track_id not in before:
                     events.append(Event(polygon.name, "entered", class_id, track_id))
-                    before[track_id] = class_id
-                elif not now and track_id in before:
-                    events.append(Event(polygon.name, "left", before.pop(track_id), track_id))
+                before[track_id] = before.get(track_id, (class_id, 0))[0], self._frames
+            for track_id in [number for number, (_, seen) in before.items() if self._frames - seen > _FORGET_FRAMES]:
+                del before[track_id]
+        self._frames += 1
         for event in events:
             self.counts[event.zone][event.what][event.class_id] += 1
         return events
