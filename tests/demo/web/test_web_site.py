@@ -156,7 +156,8 @@ def test_the_page_names_no_other_host_and_the_same_policy():
 
 
 def test_what_comes_from_npm_is_pinned_and_named():
-    npm = Path(__file__).resolve().parents[3] / "yolo_lat/demo/web/npm"  # not in wheels
+    root = Path(__file__).resolve().parents[3]  # not where the package is installed: wheels have neither
+    npm = root / "yolo_lat/demo/web/npm"
     package, lock = (json.loads((npm / name).read_text()) for name in ("package.json", "package-lock.json"))
     versions = package["dependencies"] | package["devDependencies"]
     for name, version in versions.items():
@@ -164,7 +165,7 @@ def test_what_comes_from_npm_is_pinned_and_named():
         assert (entry["version"], entry["integrity"][:7]) == (version, "sha512-")
     assert not any("resolved" in entry for entry in lock["packages"].values())
     version = versions["onnxruntime-web"]
-    assert f"onnxruntime-web {version}" in (STATIC.parents[3] / "docs/web.md").read_text()
+    assert f"onnxruntime-web {version}" in (root / "docs/web.md").read_text()
     if VENDOR.is_dir():
         assert (VENDOR / "NOTICE").read_text().startswith(f"onnxruntime-web {version}, licence MIT, ")
         assert (VENDOR / "LICENSE").read_text().startswith("MIT License")
