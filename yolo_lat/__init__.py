@@ -28,7 +28,7 @@ for _name, _value in {"YOLO_OFFLINE": "1", "YOLO_AUTOINSTALL": "0", "YOLO_CONFIG
 _EXTRAS = {
     "train": {
         *("torch", "torchvision", "ultralytics", "cloudpickle", "pycocotools", "safetensors", "onnx", "onnxslim"),
-        *("matplotlib", "faster_coco_eval", "lap"),
+        *("matplotlib", "faster_coco_eval", "lap", "psutil"),
     },
     "serve": {"fastapi", "uvicorn", "python_multipart", "prometheus_client", "starlette", "pydantic"},
     "demo": {"av", "supervision", "scipy"},

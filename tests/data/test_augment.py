@@ -409,7 +409,7 @@ class OwnFailure(A.ImageOnlyTransform):
         return self.function(image)
 
     def to_dict_private(self):
-        raise NotImplementedError("has a function inside")
+        raise NotImplementedError("has a function inside")  # how albumentations is told that there is no such form
 
 
 def test_what_a_checkpoint_cannot_keep_is_refused():

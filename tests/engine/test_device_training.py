@@ -6,6 +6,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -181,6 +182,25 @@ def test_tensorboard_gets_losses_and_speed(shapes, tmp_path) -> None:
     events.Reload()
     assert {"train/box_loss", "speed/images_per_s", "lr/pg0"} <= set(events.Tags()["scalars"])
     assert [event.step for event in events.Scalars("train/box_loss")] == [1, 2]
+
+
+def test_a_training_that_goes_on_logs_as_before(shapes, tmp_path, monkeypatch) -> None:
+    heard: list[int] = []
+    stand_in = SimpleNamespace(callbacks={"on_fit_epoch_end": lambda trainer: heard.append(trainer.epoch)})
+    monkeypatch.setattr("yolo_lat.engine.trainer.import_module", lambda name: stand_in)
+    monkeypatch.setattr("yolo_lat.engine.train_options.find_spec", lambda name: object())
+    yolo = YOLOLAT("yolo-lat-p")
+
+    def stop(trainer) -> None:
+        if trainer.epoch == 0:
+            raise KeyboardInterrupt
+
+    yolo.add_callback("on_fit_epoch_end", stop)
+    with pytest.raises(KeyboardInterrupt):
+        yolo.train(data=shapes, project=tmp_path, name="run", **QUICK | {"loggers": "mlflow", "epochs": 3})
+    heard.clear()
+    YOLOLAT("yolo-lat-p").train(resume=str(tmp_path / "run/weights/last.pt"))
+    assert heard == [1, 2, 3]  # the last is the best one's validation
 
 
 def test_no_logger_runs_unless_asked_for(shapes, tmp_path) -> None:

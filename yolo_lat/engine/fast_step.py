@@ -74,7 +74,7 @@ def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     return nn.utils.clip_grad_norm_(list(parameters), max_norm, foreach=True)
 
 
-class DeviceSchedule:
+class DeviceSchedule(Optimizer):
     """Part of an optimizer: its learning rates and momenta on the device too.
 
     `param_groups` keep plain floats, which schedulers replace and checkpoints store. `publish` brings what changed to
@@ -95,7 +95,7 @@ class DeviceSchedule:
     def __setstate__(self, state: dict[str, Any]) -> None:
         if not hasattr(self, "scalars"):  # a copy; load_state_dict comes here too, and graphs hold the tensors
             self._forget_scalars()
-        super().__setstate__(state)  # type: ignore[misc]
+        super().__setstate__(state)
 
     def _forget_scalars(self) -> None:
         self.scalars: list[dict[str, Tensor]] = []
@@ -203,7 +203,7 @@ class _FusedAdam(DeviceSchedule):
         for group, scalars in zip(self.param_groups, self.scalars, strict=True):
             group["lr"] = scalars["lr"]
         try:
-            return super().step(closure)  # type: ignore[misc]
+            return super().step(closure)
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate

@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from ultralytics.utils import LOGGER, RANK, TQDM, colorstr
 
-from yolo_lat.engine.resume import FILE_NAME, restore_training, write_state
+from yolo_lat.engine.resume import FILE_NAME, restore_training, staged, write_state
 from yolo_lat.engine.throughput import Throughput
 
 if TYPE_CHECKING:
@@ -99,7 +99,9 @@ class TrainLoop:
             return
         header, *rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
         kept = [row for row in rows if row and float(row[0]) <= self.trainer.start_epoch]
-        file.write_text("".join(",".join(row) + "\n" for row in [header, *kept]), encoding="utf-8")
+        with staged(file.parent) as stage:
+            text = "".join(",".join(row) + "\n" for row in [header, *kept])
+            (stage / file.name).write_text(text, encoding="utf-8")
 
     def _train_epoch(self) -> None:
         """Train on every batch of the trainer's epoch once."""

@@ -31,7 +31,14 @@ from yolo_lat.engine.loop import TrainLoop
 from yolo_lat.engine.offline import quiet
 from yolo_lat.engine.resume import FILE_NAME, read_state, staged
 from yolo_lat.engine.static_loss import static_criterion
-from yolo_lat.engine.train_options import DEVICE_CACHES, LOGGERS, OWN_OPTIONS, check_device_cache, take_own
+from yolo_lat.engine.train_options import (
+    DEVICE_CACHES,
+    LOGGERS,
+    OWN_OPTIONS,
+    check_device_cache,
+    logger_names,
+    take_own,
+)
 from yolo_lat.engine.validator import LatValidator, ultralytics_data
 from yolo_lat.errors import UserError
 from yolo_lat.nn.attention import ProjectedELA
@@ -70,7 +77,10 @@ class LatTrainer(DetectionTrainer):
         self.fast: TrainStep | None = None
         overrides = dict(overrides or {})
         self._own = take_own(overrides)
-        super().__init__(cfg, overrides, _with_loggers(_callbacks, self._own["loggers"]))
+        # `check_resume`, which the base calls before it takes them over, adds those of the loggers.
+        given = _callbacks or get_default_callbacks()
+        self._listening = {event: list(found) for event, found in given.items()}
+        super().__init__(cfg, overrides, self._listening)
         if self.device.type == "cuda" and self.args.amp is True and torch.cuda.is_bf16_supported(False):
             self.args.amp = "bf16"  # needs no scaled gradients, whose check for overflow waits for the device
 
@@ -98,6 +108,10 @@ class LatTrainer(DetectionTrainer):
         for name, value in self._own.items():
             given = value != OWN_OPTIONS[name].default or not self.resume
             setattr(self.args, name, value if given else getattr(self.args, name, value))
+        for name in logger_names(self.args.loggers):
+            found = import_module(f"ultralytics.utils.callbacks.{LOGGERS[name]}").callbacks
+            for event, callback in found.items():
+                self._listening.setdefault(event, []).append(callback)
         check_device_cache(self.args, parse_device(self.args.device), torch.cuda.is_available())
         entries, imgsz = getattr(self.args, "augmentations", None), self.args.imgsz
         side = max(imgsz) if isinstance(imgsz, list | tuple) else imgsz
@@ -284,7 +298,7 @@ class LatTrainer(DetectionTrainer):
         """Build the optimizer; a name that there is none of is the user's error."""
         try:
             return super().build_optimizer(model, name, *args, **kwargs)
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # what Ultralytics says to a name it does not know
             raise UserError(f"optimizer={name}: unknown; use auto, SGD, AdamW, MuSGD or another of torch's") from error
 
     def get_model(
@@ -333,15 +347,6 @@ class LatTrainer(DetectionTrainer):
         if RANK in {-1, 0}:
             for checkpoint in (self.best, self.last):
                 pt_to_safetensors(checkpoint, checkpoint.with_suffix(".safetensors"))
-
-
-def _with_loggers(callbacks: dict[str, Any] | None, names: str) -> dict[str, Any]:
-    """Return callbacks with those of the loggers that are named, with commas between."""
-    merged = {event: list(found) for event, found in (callbacks or get_default_callbacks()).items()}
-    for name in filter(None, names.split(",")):
-        for event, callback in import_module(f"ultralytics.utils.callbacks.{LOGGERS[name]}").callbacks.items():
-            merged.setdefault(event, []).append(callback)
-    return merged
 
 
 def resumable(checkpoint: dict[str, Any] | None, path: str | Path) -> bool:

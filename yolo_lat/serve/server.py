@@ -138,6 +138,7 @@ def _timed_protocol(request_seconds: float) -> type[H11Protocol]:
         _deadline: asyncio.TimerHandle | None = None
         _timed: object = None
 
+        # Uvicorn's own signature, which is narrower than asyncio's already.
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             if len(self.connections) > MAX_CONNECTIONS:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import track
