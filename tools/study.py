@@ -1,6 +1,6 @@
 """Run a study: many trainings that differ in one thing, several at once, over as many sittings as it takes.
 
-    python tools/study.py run STUDY.yaml STATE DATA [--seconds 540] [--at-once 4] [--device 0]
+    python tools/study.py run STUDY.yaml STATE DATA [--seconds 540] [--at-once 4] [--devices 0,1]
     python tools/study.py collect STUDY.yaml STATE docs/results/study-NAME.json
 
 STUDY.yaml declares the runs (tools/studies has some):
@@ -14,10 +14,11 @@ STUDY.yaml declares the runs (tools/studies has some):
       patch: {model: patch-stem.yaml}      # YAMLs beside the study's file are found
 
 DATA holds a folder for each set with images/train, images/val and annotations/train.json, val.json. STATE keeps a
-folder a run: carry it to another machine and the study goes on there. `run` starts what is missing, goes on with what
-was interrupted (exactly, from resume.pt), and after `--seconds` stops what still runs. Runs of one seed come before
-those of the next, so that a study that is cut short has whole rows. `collect` writes the twelve COCO numbers of every
-finished run and how far the others are, and prints mean and standard deviation over seeds.
+folder a run: carry it to another machine and the study goes on there. `run` starts what is missing, each on the device
+that has fewest, goes on with what was interrupted (exactly, from resume.pt), and after `--seconds` stops what still
+runs. Runs of one seed come before those of the next, so that a study that is cut short has whole rows. `collect`
+writes the twelve COCO numbers of every finished run and how far the others are, and prints mean and standard deviation
+over seeds.
 """
 
 from __future__ import annotations
@@ -66,6 +67,15 @@ class Run:
         return (self.folder(state) / "done.json").is_file()
 
 
+@dataclass(frozen=True)
+class Sitting:
+    """A run's process, the device that it has and when it began, in seconds since the epoch."""
+
+    process: subprocess.Popen[bytes]
+    device: str
+    begun: float
+
+
 def main() -> None:
     """Run or collect, as the first word says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,7 +88,7 @@ def main() -> None:
     run.add_argument("data", type=Path)
     run.add_argument("--seconds", type=float, default=float("inf"))
     run.add_argument("--at-once", type=int, default=4)
-    run.add_argument("--device", default="0")
+    run.add_argument("--devices", default="0", help="GPU indices with commas between, or cpu")
     run.add_argument("--only", default="", help="words that a run's name must have one of, with commas between")
     collect.add_argument("out", type=Path)
     given = parser.parse_args()
@@ -111,47 +121,48 @@ def carry_out(runs: list[Run], given: argparse.Namespace) -> None:
     words = [word for word in given.only.split(",") if word]
     waiting = [r for r in runs if not r.is_done(given.state) and (not words or any(w in r.key for w in words))]
     print(f"{len(waiting)} of {len(runs)} runs to do", flush=True)
-    end, running = time.time() + given.seconds, dict[Run, tuple[subprocess.Popen[bytes], float]]()
+    end, running = time.time() + given.seconds, dict[Run, Sitting]()
     while (waiting or running) and time.time() < end:
         while waiting and len(running) < given.at_once:
-            run = waiting.pop(0)
-            running[run] = start(run, given), time.time()
+            run, busy = waiting.pop(0), [sitting.device for sitting in running.values()]
+            device = min(given.devices.split(","), key=busy.count)
+            running[run] = Sitting(start(run, given, device), device, time.time())
         time.sleep(0.5)
-        for run in [r for r, (process, _) in running.items() if process.poll() is not None]:
-            process, begun = running.pop(run)
-            finish(run, given.state, process.returncode, time.time() - begun)
-    for run, (process, _) in running.items():
-        process.kill()
-        process.wait()
+        for run in [run for run, sitting in running.items() if sitting.process.poll() is not None]:
+            sitting = running.pop(run)
+            finish(run, given.state, sitting.process.returncode, time.time() - sitting.begun)
+    for run, sitting in running.items():
+        sitting.process.kill()
+        sitting.process.wait()
         print(f"{run.key}: stopped at epoch {epochs_done(run.folder(given.state))}, goes on next time", flush=True)
 
 
-def start(run: Run, given: argparse.Namespace) -> subprocess.Popen[bytes]:
+def start(run: Run, given: argparse.Namespace, device: str) -> subprocess.Popen[bytes]:
     """Start a run, or go on with it if it was interrupted."""
     folder = run.folder(given.state).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     last = folder / "train/weights/last.pt"
     if last.with_name("resume.pt").is_file():
-        mend_paths(last, folder, given)
-        words = [f"resume={last}", f"device={given.device}"]
+        mend_paths(last, folder, given.data, device)
+        words = [f"resume={last}", f"device={device}"]
     else:
         data = write_data_yaml(folder, (given.data / run.options["data"]).resolve())
         cores = max((os.cpu_count() or 1) // given.at_once, 1)
-        options = {"workers": cores, "plots": False, **run.options, "data": data, "device": given.device}
+        options = {"workers": cores, "plots": False, **run.options, "data": data, "device": device}
         options |= {"project": folder, "name": "train", "exist_ok": True}
         words = [f"{key}={value}" for key, value in options.items()]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen([sys.executable, "-m", "yolo_lat", "train", *words], stdout=log, stderr=log)
 
 
-def mend_paths(last: Path, folder: Path, given: argparse.Namespace) -> None:
+def mend_paths(last: Path, folder: Path, data_root: Path, device: str) -> None:
     """Let a checkpoint of another machine find its data and folder on this one."""
     import torch
 
     checkpoint = torch.load(last, map_location="cpu", weights_only=False)
     old = checkpoint["train_args"]
-    data = write_data_yaml(folder, (given.data / Path(old["data"]).stem).resolve())
-    old |= {"data": str(data), "project": str(folder), "save_dir": str(folder / "train"), "device": given.device}
+    data = write_data_yaml(folder, (data_root / Path(old["data"]).stem).resolve())
+    old |= {"data": str(data), "project": str(folder), "save_dir": str(folder / "train"), "device": device}
     checkpoint["ema"].args = old
     torch.save(checkpoint, last)
 

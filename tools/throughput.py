@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--ways", default=",".join(WAYS))
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="0")
     parser.add_argument("--commit")
     given = parser.parse_args()
@@ -81,7 +81,7 @@ def measure(given: argparse.Namespace, model: str, way: str, data: str, folder: 
         "folder": str(folder),
     }
     busy: list[tuple[float, float]] = []
-    sampler = threading.Thread(target=sample_gpu, args=(busy, stop := threading.Event()), daemon=True)
+    sampler = threading.Thread(target=sample_gpu, args=(given.device, busy, stop := threading.Event()), daemon=True)
     if given.device != "cpu":
         sampler.start()
     code = (
@@ -106,6 +106,27 @@ def measure(given: argparse.Namespace, model: str, way: str, data: str, folder: 
 def train(job: dict[str, Any]) -> None:
     """Train as a job says and write when its epochs began and ended."""
     import torch
+
+    epochs: list[dict[str, float]] = []
+    cuda = job["device"] != "cpu"
+
+    def now() -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        return time.time()
+
+    model, options = prepare(job)
+    model.add_callback("on_train_epoch_start", lambda _: epochs.append({"start": now()}))
+    model.add_callback("on_train_epoch_end", lambda _: epochs[-1].update(end=now()))
+    model.train(**options)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
+    images = len(model.trainer.train_loader.dataset)
+    content = {"epochs": epochs, "images": images, "peak_memory_gib": peak and round(peak, 3)}
+    Path(job["folder"], "epochs.json").write_text(json.dumps(content))
+
+
+def prepare(job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return the model that a job names and the arguments of its training."""
     from ultralytics.models.yolo.detect import DetectionTrainer
     from ultralytics.utils import RANK
 
@@ -119,43 +140,19 @@ def train(job: dict[str, Any]) -> None:
             content = cfg if isinstance(cfg, dict) else load_model_yaml(cfg)
             return LatModel(content, nc=self.data["nc"], ch=self.data["channels"], verbose=verbose and RANK == -1)
 
-    epochs: list[dict[str, float]] = []
-    cuda = job["device"] != "cpu"
-
-    def now() -> float:
-        if cuda:
-            torch.cuda.synchronize()
-        return time.time()
-
     model = YOLOLAT(job["model"] if job["model"].startswith("yolo-lat") else f"{job['model']}.yaml")
-    model.add_callback("on_train_epoch_start", lambda _: epochs.append({"start": now()}))
-    model.add_callback("on_train_epoch_end", lambda _: epochs[-1].update(end=now()))
     way, stock = job["way"], job["way"].startswith("ultralytics")
     ours = {} if stock else {"cache": "device", "cuda_graph": way == "device-graph"}
-    model.train(
-        trainer=Stock if stock else None,
-        data=job["data"],
-        epochs=job["epochs"],
-        imgsz=job["imgsz"],
-        batch=job["batch"],
-        device=job["device"],
-        workers=job["workers"],
-        project=job["folder"],
-        val=False,
-        plots=False,
-        close_mosaic=0,
-        **({"cache": "ram"} if way == "ultralytics-ram" else {}),
-        **ours,
-    )
-    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
-    images = len(model.trainer.train_loader.dataset)
-    content = {"epochs": epochs, "images": images, "peak_memory_gib": peak and round(peak, 3)}
-    Path(job["folder"], "epochs.json").write_text(json.dumps(content))
+    options = {key: job[key] for key in ("data", "epochs", "imgsz", "batch", "device", "workers")}
+    options |= {"trainer": Stock if stock else None, "project": job["folder"]}
+    options |= {"val": False, "plots": False, "close_mosaic": 0}
+    return model, options | ({"cache": "ram"} if way == "ultralytics-ram" else ours)
 
 
-def sample_gpu(samples: list[tuple[float, float]], stop: threading.Event) -> None:
-    """Note GPU utilisation, 0 to 1, five times a second until told to stop."""
-    command = ["nvidia-smi", "--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+def sample_gpu(gpu: str, samples: list[tuple[float, float]], stop: threading.Event) -> None:
+    """Note a GPU's utilisation, 0 to 1, five times a second until told to stop."""
+    query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
+    command = ["nvidia-smi", "-i", gpu, *query]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
@@ -165,17 +162,17 @@ def sample_gpu(samples: list[tuple[float, float]], stop: threading.Event) -> Non
                 return
 
 
-def save(given: argparse.Namespace, runs: list[dict[str, Any]]) -> None:
+def save(given: argparse.Namespace, runs: list[dict[str, Any]], command: str = "python tools/throughput.py") -> None:
     """Write the record as far as it is."""
     import torch
 
     commit = given.commit or _output(["git", "rev-parse", "HEAD"])
     record = {
-        "command": " ".join(["python tools/throughput.py", *sys.argv[1:]]),
+        "command": " ".join([command, *sys.argv[1:]]),
         "commit": commit,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "driver": _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
-        "cpu_cores": os.cpu_count(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "ultralytics", "numpy")},
         "runs": runs,
