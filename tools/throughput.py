@@ -151,8 +151,10 @@ def prepare(job: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 def sample_gpu(gpu: str, samples: list[tuple[float, float]], stop: threading.Event) -> None:
     """Note a GPU's utilisation, 0 to 1, five times a second until told to stop."""
+    from yolo_lat.deploy.benchmark.environment import smi_name
+
     query = ["--query-gpu=utilization.gpu", "--format=csv,noheader,nounits", "-lms", "200"]
-    command = ["nvidia-smi", "-i", gpu, *query]
+    command = ["nvidia-smi", "-i", smi_name(int(gpu)), *query]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:

@@ -39,7 +39,12 @@ def wide(x: Tensor) -> Tensor:
 
 def no_autocast(device: str) -> AbstractContextManager[Any]:
     """Keep autocast from narrowing the sums again; devices without autocast (meta) need nothing."""
-    return torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext()
+    return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
+
+
+@torch.compiler.assume_constant_result
+def _has_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ import importlib.util
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -45,12 +44,21 @@ _PROGRAMS = 2112  # 16 for each of an H100's 132 multiprocessors
 _FEWEST_TOKENS = 256  # of a program that reduces: its partial sums then are a twentieth of what it reads
 _MAX_SPLITS = 256  # what a combining kernel holds at once
 
-_form: ContextVar[Form] = ContextVar("ela_form", default="auto")
+
+class _Switch:
+    """What `ela_form` set. torch.compile compiles anew when an object's attribute has changed."""
+
+    form: Form = "auto"
+
+
+_switch = _Switch()
 
 
 @contextmanager
 def ela_form(form: Form) -> Iterator[None]:
-    """Choose how exact linear attention is computed inside a `with` block, in this thread; results agree to rounding.
+    """Choose how exact linear attention is computed inside a `with` block; results agree to rounding.
+
+    A switch of the process, as those of `torch.backends`: other threads see it too.
 
     Args:
         form: "plain" is made of torch's own operators and works everywhere; "fused" runs the fused kernels or raises
@@ -61,11 +69,11 @@ def ela_form(form: Form) -> Iterator[None]:
     """
     if form not in get_args(Form):
         raise ValueError(f"unknown form '{form}' of exact linear attention; use one of {', '.join(get_args(Form))}")
-    token = _form.set(form)
+    before, _switch.form = _switch.form, form
     try:
         yield
     finally:
-        _form.reset(token)
+        _switch.form = before
 
 
 class FormChoice(NamedTuple):
@@ -90,7 +98,7 @@ def choose_form(
     Raises:
         ValueError: the setting is "fused" and the fused kernels do not apply; says what stands in the way.
     """
-    setting = _form.get()
+    setting = _switch.form
     if setting == "plain":
         return FormChoice("plain", "ela_form('plain') is set")
     if setting == "auto" and device.type != "cuda":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shlex
@@ -24,6 +25,12 @@ _FIXED = {"name": "device", "driver_version": "driver", "clocks.max.sm": "clock_
 _CHANGING = ("clocks.sm", "clocks.mem", "temperature.gpu", "memory.used")
 
 
+def smi_name(number: int) -> str:
+    """Return what `nvidia-smi -i` takes for a GPU as CUDA counts, which begins with those of CUDA_VISIBLE_DEVICES."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    return visible[number].strip() if visible != [""] and number < len(visible) else str(number)
+
+
 def gpu_query(number: int, fields: tuple[str, ...]) -> dict[str, str]:
     """Ask `nvidia-smi` about a GPU.
 
@@ -34,7 +41,7 @@ def gpu_query(number: int, fields: tuple[str, ...]) -> dict[str, str]:
     Raises:
         UserError: it is missing or does not answer; a speed without the name of its GPU is not reported.
     """
-    command = ["nvidia-smi", "-i", str(number), f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+    command = ["nvidia-smi", "-i", smi_name(number), f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     except (OSError, subprocess.SubprocessError) as error:
