@@ -69,6 +69,20 @@ def test_p_keeps_to_the_papers_size() -> None:
     assert count_parameters(LatModel(load_model_yaml("yolo-lat-p"), verbose=False)) <= 317_000
 
 
+@pytest.mark.parametrize("name", ["yolo-lat-p", "yolo-lat-n"])
+def test_under_autocast_feature_maps_are_narrow(name):
+    model = LatModel(load_model_yaml(name), nc=4, verbose=False)
+    dtypes = {}
+    for module_name, module in model.model.named_modules():
+        if module_name and not module_name.startswith(str(len(model.model) - 1)):
+            module.register_forward_hook(lambda _, __, out, key=module_name: dtypes.update({key: out}))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(images())
+    wide = {key for key, out in dtypes.items() if isinstance(out, torch.Tensor) and out.dtype != torch.bfloat16}
+    assert dtypes
+    assert wide <= {key for key in dtypes if isinstance(model.model.get_submodule(key), torch.nn.PixelUnshuffle)}
+
+
 @pytest.mark.parametrize(("ours", "stock"), [("v8", "yolov8"), ("12", "yolo12"), ("26", "yolo26")])
 @pytest.mark.parametrize("scale", ["n", "s"])
 def test_neck_swap_keeps_backbone_and_head(ours: str, stock: str, scale: str) -> None:

@@ -163,8 +163,8 @@ class Gate(nn.Module):
         self.scale = nn.Parameter(torch.ones(c, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Scale (B, c, H, W) by channel."""
-        return x * self.scale
+        """Scale (B, c, H, W) by channel; the result has x's dtype, also where autocast made that a half."""
+        return x * self.scale.to(x.dtype)
 
 
 class HyperLink(nn.Module):
