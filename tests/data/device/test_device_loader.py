@@ -1,6 +1,7 @@
 """Batches: their form, their order, and that any can be made again."""
 
 from dataclasses import replace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch.utils.data import DataLoader
 from ultralytics.cfg import get_cfg
 from ultralytics.data.dataset import YOLODataset
 
-from yolo_lat.data.device import Augment, DeviceLoader, flat, letterboxed
+from yolo_lat.data.device import Augment, DeviceLoader, flat, letterboxed, loader
 from yolo_lat.data.device.loader import bucket
 from yolo_lat.data.labels import DetectionSplit
 from yolo_lat.errors import UserError
@@ -63,14 +64,16 @@ def test_seeds_decide_and_nothing_else(cache):
     assert not any(torch.equal(a["img"], b["img"]) for a, b in zip(first, other, strict=True))
 
 
-@given(seed=st.integers(0, 2**63), epoch=st.integers(0, 1000), start=st.integers(0, 3))
-@settings(max_examples=10, deadline=None)
-def test_any_batch_is_made_again_without_those_before_it(cache, seed, epoch, start):
+@given(seed=st.integers(0, 2**63), epoch=st.integers(0, 1000), start=st.integers(0, 3), at_once=st.integers(1, 3))
+@settings(max_examples=12, deadline=None)
+def test_any_batch_is_made_again_without_those_before_it(cache, seed, epoch, start, at_once):
     straight, resumed = (DeviceLoader(cache, EVERYTHING, 5, seed=seed) for _ in range(2))
     list(straight)
     straight.set_epoch(epoch)
     resumed.set_epoch(epoch)
-    whole, rest = list(straight), list(resumed.batches(start))
+    with patch.object(loader, "_BOXES_AT_ONCE", at_once * 5 * 3 * 4 * cache.most_boxes):
+        assert straight.batches_at_once == at_once
+        whole, rest = list(straight), list(resumed.batches(start))
     assert len(rest) == 3 - start
     assert all(equal(a, b) for a, b in zip(whole[start:], rest, strict=True))
 

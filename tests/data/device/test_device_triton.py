@@ -58,7 +58,7 @@ def test_the_kernel_compiles_for_cuda(mixes):
     from yolo_lat.data.device.render_triton import BLOCK, render_kernel
 
     pointers = {"out": "*u8", "pixels": "*u8", "tiles": "*i64", "frames": "*i32", "inverse": "*fp32"}
-    signature = {**pointers, "tones": "*fp32", "marks": "*i32", "s": "i32"}
+    signature = {**pointers, "tones": "*fp32", "marks": "*i32", "start": "i32", "s": "i32"}
     constants = {"PARTS": 3, "MIXES": mixes, "CUTS": mixes, "COLOURS": True, "PERSPECTIVE": mixes, "BLOCK": BLOCK}
     source = ASTSource(render_kernel, signature | dict.fromkeys(constants, "constexpr"), constants)
     compiled = compile_for(source, target=GPUTarget("cuda", 90, 32))

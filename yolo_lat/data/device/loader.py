@@ -1,11 +1,11 @@
-"""Batches made on the device: each is drawn and its boxes placed while the one before it is trained on."""
+"""Batches made on the device: drawn, and their boxes placed, many at once, while those before are trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -15,11 +15,15 @@ from ultralytics.utils import LOGGER, colorstr
 
 from yolo_lat.data.device.cache import DeviceCache
 from yolo_lat.data.device.plan import Augment, Plan, draw, letterbox
-from yolo_lat.data.device.render import render
+from yolo_lat.data.device.render import TorchRenderer
 from yolo_lat.data.device.targets import Targets, place, place_whole
 from yolo_lat.errors import UserError
 
+if TYPE_CHECKING:
+    from yolo_lat.data.device.render_triton import TritonRenderer
+
 Renderer = Literal["auto", "torch", "triton"]
+_BOXES_AT_ONCE = 1 << 20  # places for boxes, before any is dropped, in batches drawn at once: temporaries of 16 MB
 _FEWEST = 8  # places for boxes in a batch; twice as many until they suffice, so that few shapes occur
 
 
@@ -32,7 +36,8 @@ class DeviceLoader:
     of Ultralytics' losses.
 
     The order of an epoch is a function of seed and epoch, and a batch one of these, its number and the rank, on one
-    kind of device: the generators of CPU and CUDA differ. The last batch of an epoch may be short.
+    kind of device: the generators of CPU and CUDA differ. The last batch of an epoch may be short. Batches are drawn
+    `batches_at_once` at a time, so that a GPU has few small things to do for each.
 
     Attributes:
         augment: how samples are varied.
@@ -88,18 +93,26 @@ class DeviceLoader:
         """Mix no images from now on."""
         self.augment = self.augment.closed()
 
+    @property
+    def batches_at_once(self) -> int:
+        """How many batches are drawn together; the fewer, the more boxes the images have."""
+        parts = 3 if self.augment.mixup > 0 or self.augment.cutmix > 0 else 1
+        return max(1, _BOXES_AT_ONCE // (self.batch * parts * 4 * max(self.cache.most_boxes, 1)))
+
     def batches(self, start: int = 0) -> Iterator[dict[str, Any]]:
         """Yield the batches of the current epoch from number `start` on; the same ones wherever it starts."""
         order = self._order()
         if self._side is not None:
             self._side.wait_stream(torch.cuda.current_stream(self.cache.device))
             order.record_stream(self._side)
-        epoch = self.epoch
-        prepared = (self._prepare(order, epoch, number) for number in range(start, len(self)))
-        ahead = next(prepared, None)
+        epoch, each = self.epoch, self.batches_at_once
+        first = start // each
+        drawn = (self._draw(order, epoch, number, each) for number in range(first, -(-len(self) // each)))
+        ahead, skip = next(drawn, None), start - first * each
         while ahead is not None:
-            now, ahead = ahead, next(prepared, None)
-            yield self._finish(now)
+            now, ahead = ahead, next(drawn, None)
+            yield from self._finish(now, skip)
+            skip = 0
 
     @property
     def _share(self) -> int:
@@ -114,39 +127,48 @@ class DeviceLoader:
         order = order.repeat(-(-self._share * self.world_size // count))[: self._share * self.world_size]
         return order[self.rank :: self.world_size].to(self.cache.device)
 
-    def _prepare(self, order: Tensor, epoch: int, number: int) -> _Prepared:
-        """Draw a batch, place its boxes and ask how many there are, on the side stream."""
+    def _draw(self, order: Tensor, epoch: int, number: int, batches: int) -> _Drawn:
+        """Draw a number of batches, place their boxes and ask how many there are, on the side stream."""
         with torch.cuda.stream(self._side):
             generator = _generator(self.cache.device, self.seed, epoch, number, self.rank)
-            index = order[number * self.batch : (number + 1) * self.batch]
+            samples = self.batch * batches
+            index = order[number * samples : (number + 1) * samples]
             plan = draw(self.cache, self.augment, index, generator)
             targets = place(self.cache, plan)
-            counts = torch.stack([targets.valid.sum(dim=1).amax(), targets.valid.sum()])
+            render = self._render(self.cache, plan, targets.cut)
+            boxes = functional.pad(targets.valid.sum(dim=1), (0, -len(index) % self.batch)).view(-1, self.batch)
+            counts = torch.stack([boxes.amax(dim=1), boxes.sum(dim=1)], dim=1)
             if self._side is None:
-                return _Prepared(plan, targets, counts, None)
-            on_host = torch.empty(2, dtype=torch.int64, pin_memory=True)
+                return _Drawn(plan, targets, render, counts, None)
+            on_host = torch.empty(counts.shape, dtype=torch.int64, pin_memory=True)
             on_host.copy_(counts, non_blocking=True)
-            return _Prepared(plan, targets, on_host, self._side.record_event())
+            return _Drawn(plan, targets, render, on_host, self._side.record_event())
 
-    def _finish(self, prepared: _Prepared) -> dict[str, Any]:
-        """Render a batch on the current stream and cut its boxes to size."""
-        plan, targets = prepared.plan, prepared.targets
-        if prepared.ready is not None:
-            prepared.ready.synchronize()
+    def _finish(self, drawn: _Drawn, skip: int) -> Iterator[dict[str, Any]]:
+        """Yield what was drawn but the first `skip` batches, each rendered on the current stream when asked for."""
+        plan, targets = drawn.plan, drawn.targets
+        if drawn.ready is not None:
+            drawn.ready.synchronize()
             current = torch.cuda.current_stream(self.cache.device)
-            current.wait_event(prepared.ready)
-            for tensor in [*plan.tensors().values(), targets.boxes, targets.labels, targets.valid, targets.cut]:
+            current.wait_event(drawn.ready)
+            used = targets.boxes, targets.labels, targets.valid, targets.cut, *drawn.render.tables
+            for tensor in (*plan.tensors().values(), *used):
                 tensor.record_stream(current)
-        most, total = prepared.counts.tolist()
-        return assemble(self._render(self.cache, plan, targets.cut), plan, targets, most, total)
+        for number, (most, total) in enumerate(drawn.counts.tolist()):
+            if number >= skip:
+                start = number * self.batch
+                stop = min(start + self.batch, len(plan.index))
+                rows = slice(start, stop)
+                yield assemble(drawn.render(start, stop), plan.index[rows], targets, rows, most, total)
 
 
 @dataclass(frozen=True)
-class _Prepared:
-    """A batch without pixels; `counts`, (2,) int64, most boxes of a sample and all boxes, are there once `ready`."""
+class _Drawn:
+    """Batches without pixels; `counts`, (n, 2) int64, most boxes of a sample and all boxes, are there once `ready`."""
 
     plan: Plan
     targets: Targets
+    render: TorchRenderer | TritonRenderer
     counts: Tensor
     ready: torch.cuda.Event | None
 
@@ -168,7 +190,8 @@ def letterboxed(cache: DeviceCache, batch: int, renderer: Renderer = "auto") -> 
         corner = torch.from_numpy(np.ascontiguousarray(padding)).to(cache.device, non_blocking=True)
         plan = letterbox(cache, index, corner)
         targets = place_whole(cache, plan)
-        made = assemble(draws(cache, plan, targets.cut), plan, targets, int(counts.max()), int(counts.sum()))
+        images = draws(cache, plan, targets.cut)(0, len(index))
+        made = assemble(images, index, targets, slice(None), int(counts.max()), int(counts.sum()))
         gains = shapes / original
         yield made | {
             "ratio_pad": [(tuple(g), tuple(p)) for g, p in zip(gains.tolist(), padding.tolist(), strict=True)],
@@ -192,10 +215,8 @@ def flat(batch: dict[str, Any]) -> dict[str, Tensor]:
     }
 
 
-def choose_renderer(
-    cache: DeviceCache, renderer: Renderer
-) -> tuple[str, Callable[[DeviceCache, Plan, Tensor], Tensor]]:
-    """Return the name and function of what makes pixels.
+def choose_renderer(cache: DeviceCache, renderer: Renderer) -> tuple[str, type[TorchRenderer] | type[TritonRenderer]]:
+    """Return the name and class of what makes pixels.
 
     Raises:
         UserError: a renderer that is not installed, or cannot reach the pixels.
@@ -205,26 +226,31 @@ def choose_renderer(
     if name == "triton":
         if not installed:
             raise UserError("renderer=triton: Triton is not installed; install it or use renderer=torch")
-        from yolo_lat.data.device.render_triton import render_triton
+        from yolo_lat.data.device.render_triton import TritonRenderer
 
-        return name, render_triton
+        return name, TritonRenderer
     if cuda and cache.spilled:
         raise UserError("renderer=torch: cannot read pixels that were spilled to host memory; install Triton for that")
-    return name, render
+    return name, TorchRenderer
 
 
-def assemble(images: Tensor, plan: Plan, targets: Targets, most: int, total: int) -> dict[str, Any]:
-    """Return a batch with as many places for boxes as the largest number in a sample, `most`, demands."""
+def assemble(images: Tensor, index: Tensor, targets: Targets, rows: slice, most: int, total: int) -> dict[str, Any]:
+    """Return a batch of the samples `rows`, with the places for boxes that the largest number in a sample demands.
+
+    Args:
+        images: (n, 3, s, s) uint8, their pixels.
+        index: (n,) int64, the images that they are made from.
+        targets: boxes, theirs in `rows`.
+        rows: which samples.
+        most: the largest number of boxes that one of them has.
+        total: the number of boxes that all have.
+    """
     places = bucket(most)
-    missing = max(0, places - targets.valid.shape[1])
-    return {
-        "img": images,
-        "boxes": functional.pad(targets.boxes[:, :places], (0, 0, 0, missing)),
-        "labels": functional.pad(targets.labels[:, :places], (0, missing)),
-        "valid": functional.pad(targets.valid[:, :places], (0, missing)),
-        "index": plan.index,
-        "total": total,
-    }
+    found = {name: getattr(targets, name)[rows, :places] for name in ("boxes", "labels", "valid")}
+    if missing := max(0, places - targets.valid.shape[1]):
+        found["boxes"] = functional.pad(found["boxes"], (0, 0, 0, missing))
+        found |= {name: functional.pad(found[name], (0, missing)) for name in ("labels", "valid")}
+    return {"img": images, **found, "index": index, "total": total}
 
 
 def bucket(most: int) -> int:

@@ -1,4 +1,4 @@
-"""What happens to each sample of a batch: every random number of it, drawn at once on the device.
+"""What happens to each sample: every random number of many of them, drawn at once on the device.
 
 The distributions and their order are those of Ultralytics' `v8_transforms`. A sample has up to three parts, each with
 tiles and a matrix of its own: itself, the partner it is blended with (mixup) and the one it gets a cut from (cutmix).
@@ -76,7 +76,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that is random in a batch of B samples with P parts, P being 1 or 3 (itself, mixup's and cutmix's partner).
+    """All that is random in B samples with P parts, P being 1 or 3 (itself, mixup's and cutmix's partner).
 
     A part has four tiles that meet at `centre`, in the order top left, top right, bottom left, bottom right. Where it
     is no mosaic, the canvas is the first image alone and the centre is the canvas' lower right corner.
@@ -145,7 +145,7 @@ class _Draw:
 
 
 def draw(cache: DeviceCache, augment: Augment, index: Tensor, generator: torch.Generator) -> Plan:
-    """Draw a batch.
+    """Draw what happens to B samples.
 
     Args:
         cache: the images.

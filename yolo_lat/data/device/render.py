@@ -21,16 +21,28 @@ def render(cache: DeviceCache, plan: Plan, cut: Tensor) -> Tensor:
 
     Args:
         cache: the images; pixels that were spilled to host memory can only be read by a plan in host memory.
-        plan: of the batch.
+        plan: of the samples.
         cut: (B, 4) int32 from `targets.place`, where cutmix puts its partner.
     """
-    batch, s = len(plan.index), plan.imgsz
-    out = torch.empty((batch, 3, s, s), dtype=torch.uint8, device=plan.index.device)
-    step = max(1, _CHUNK // (s * s))
-    for start in range(0, batch, step):
-        rows = slice(start, start + step)
-        out[rows] = _samples(cache, plan, cut, rows)
-    return out
+    return TorchRenderer(cache, plan, cut)(0, len(plan.index))
+
+
+class TorchRenderer:
+    """Makes the pixels of a plan, some samples at a time; the arguments are those of `render`."""
+
+    def __init__(self, cache: DeviceCache, plan: Plan, cut: Tensor) -> None:
+        self.cache, self.plan, self.cut = cache, plan, cut
+        self.tables: tuple[Tensor, ...] = ()
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Return (stop - start, 3, s, s) uint8 RGB."""
+        s = self.plan.imgsz
+        out = torch.empty((stop - start, 3, s, s), dtype=torch.uint8, device=self.plan.index.device)
+        step = max(1, _CHUNK // (s * s))
+        for first in range(start, stop, step):
+            last = min(first + step, stop)
+            out[first - start : last - start] = _samples(self.cache, self.plan, self.cut, slice(first, last))
+        return out
 
 
 def _samples(cache: DeviceCache, plan: Plan, cut: Tensor, rows: slice) -> Tensor:

@@ -107,7 +107,7 @@ def _vary_colours(b, g, r, hue_gain, saturation_gain, value_gain):
     return tl.floor(b), tl.floor(g), tl.floor(r)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["start"])
 def render_kernel(
     out,
     pixels,
@@ -116,6 +116,7 @@ def render_kernel(
     inverse,
     tones,
     marks,
+    start,
     s,
     PARTS: tl.constexpr,
     MIXES: tl.constexpr,
@@ -124,8 +125,8 @@ def render_kernel(
     PERSPECTIVE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write `out`, (B, 3, s, s) uint8; the other arguments are those of `_tables`."""
-    sample = tl.program_id(1)
+    """Write `out`, (n, 3, s, s) uint8: samples from number `start` on of those that `_tables` describes."""
+    sample = start + tl.program_id(1)
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = place < s * s
     row = place // s
@@ -162,29 +163,44 @@ def render_kernel(
     g = tl.where(hidden, 114.0, g)
     r = tl.where(hidden, 114.0, r)
     bgr = tl.load(mark + 2) != 0
-    start = out + sample.to(tl.int64) * 3 * s * s + place
-    tl.store(start, tl.where(bgr, b, r).to(tl.int32).to(tl.uint8), mask=mask)
-    tl.store(start + s * s, g.to(tl.int32).to(tl.uint8), mask=mask)
-    tl.store(start + 2 * s * s, tl.where(bgr, r, b).to(tl.int32).to(tl.uint8), mask=mask)
+    red = out + tl.program_id(1).to(tl.int64) * 3 * s * s + place
+    tl.store(red, tl.where(bgr, b, r).to(tl.int32).to(tl.uint8), mask=mask)
+    tl.store(red + s * s, g.to(tl.int32).to(tl.uint8), mask=mask)
+    tl.store(red + 2 * s * s, tl.where(bgr, r, b).to(tl.int32).to(tl.uint8), mask=mask)
 
 
 def render_triton(cache: DeviceCache, plan: Plan, cut: Tensor) -> Tensor:
     """Return what `render.render` does; pixels may be in page-locked host memory, which the kernel reads in place."""
-    batch, s = len(plan.index), plan.imgsz
-    out = torch.empty((batch, 3, s, s), dtype=torch.uint8, device=plan.index.device)
-    render_kernel[(triton.cdiv(s * s, BLOCK), batch)](
-        out,
-        cache.pixels,
-        *_tables(cache, plan, cut),
-        s,
-        PARTS=plan.images.shape[1],
-        MIXES=plan.mixes,
-        CUTS=plan.cuts,
-        COLOURS=plan.colours,
-        PERSPECTIVE=plan.perspective,
-        BLOCK=BLOCK,
-    )
-    return out
+    return TritonRenderer(cache, plan, cut)(0, len(plan.index))
+
+
+class TritonRenderer:
+    """Makes the pixels of a plan, some samples at a time; the arguments are those of `render.render`.
+
+    Attributes:
+        tables: the plan as the kernel reads it, on the device.
+    """
+
+    def __init__(self, cache: DeviceCache, plan: Plan, cut: Tensor) -> None:
+        self.pixels, self.side = cache.pixels, plan.imgsz
+        self.tables = _tables(cache, plan, cut)
+        self.constants: dict[str, int | bool] = {
+            "PARTS": plan.images.shape[1],
+            "MIXES": plan.mixes,
+            "CUTS": plan.cuts,
+            "COLOURS": plan.colours,
+            "PERSPECTIVE": plan.perspective,
+            "BLOCK": BLOCK,
+        }
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Return (stop - start, 3, s, s) uint8 RGB."""
+        s = self.side
+        out = torch.empty((stop - start, 3, s, s), dtype=torch.uint8, device=self.tables[0].device)
+        render_kernel[(triton.cdiv(s * s, BLOCK), stop - start)](
+            out, self.pixels, *self.tables, start, s, **self.constants
+        )
+        return out
 
 
 def _tables(cache: DeviceCache, plan: Plan, cut: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
