@@ -299,6 +299,17 @@ def test_steps_are_those_of_ultralytics(name):
     assert train.loss.isfinite()
 
 
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_bytes_are_shares_of_255(dtype):
+    (batch,) = batches("cpu", 3)
+    pixels = (batch["img"] * 255).to(torch.uint8)
+    found = []
+    for images in (pixels, pixels.float() / 255):
+        _, losses, _ = fast_steps(detector(), "SGD", [batch | {"img": images}] * 2, [True, True], False, dtype)
+        found.append(torch.stack(losses))
+    assert torch.equal(*found)
+
+
 class StandIn:
     """A recorder that runs what it is given, on the CPU: all of capturing but the graphs."""
 

@@ -413,7 +413,7 @@ class TrainStep:
         """Train on a batch and return its losses (box, class, distribution) on the device.
 
         Args:
-            batch: `img` (B, 3, H, W), floats in [0, 1], and the objects as `StaticDetectionLoss` takes them.
+            batch: `img` (B, 3, H, W), uint8 or floats in [0, 1], and the objects as `StaticDetectionLoss` takes them.
             update: step the optimizer and average the model after this batch.
         """
         with self.recorder.stream() if self.recorder else nullcontext():
@@ -485,13 +485,19 @@ class TrainStep:
         with torch.autocast(
             self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None, cache_enabled=cached
         ):
-            loss, items = self.criterion(self.model(batch["img"]), batch)
+            loss, items = self.criterion(self.model(self._scaled(batch["img"])), batch)
             total = loss.sum()
         (total if self.scaler is None else self.scaler.scale(total)).backward()
         if update:
             self._update()
         self.names = tuple(items)
         return torch.stack([*items.values(), total.detach()])
+
+    def _scaled(self, images: Tensor) -> Tensor:
+        """Bring bytes to [0, 1], at once in what autocast computes in: the same numbers as by way of float32."""
+        if images.dtype != torch.uint8:
+            return images
+        return images.to(self.autocast_dtype or self.parameters[0].dtype) / 255
 
     def _update(self) -> None:
         if self.scaler is not None:

@@ -242,7 +242,7 @@ class LatTrainer(DetectionTrainer):
         """
         try:
             if self.fast is not None:
-                losses = self.fast.step(self.preprocess_batch(batch), update)
+                losses = self.fast.step(self.preprocess_batch(batch) if self.args.multi_scale else batch, update)
                 self.loss, self.loss_items = self.fast.loss, dict(zip(self.fast.names, losses, strict=True))
                 return self.loss_items
             with autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type):
