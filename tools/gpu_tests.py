@@ -1,14 +1,15 @@
 """Run the tests that need a CUDA device, file by file, and record which passed, on what.
 
-    python tools/gpu_tests.py docs/results/gpu-tests.json [COMMIT]
+    python tools/gpu_tests.py docs/results/gpu-tests.json [--commit COMMIT] [--only deploy,fused]
 
 Needs the test extra and onnxruntime-gpu. COMMIT names the code where the working copy's git history does not tell it.
-The record is written after every file, so an interrupted run loses none; the output of files with failures stands on
-standard output. Leaves with status 1 if a test failed.
+The record is written after every file of tests, and keeps what it had of files that `--only` leaves out, each with the
+commit and GPU of its run. The output of files with failures stands on standard output; the status is 1 if a test failed.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 import subprocess
@@ -29,28 +30,38 @@ PROCESSES = ["-n", "6"]  # most of the tests' time is Python's, not the GPU's
 
 def main() -> None:
     """Run, record, and leave with 1 if a test failed."""
-    if len(sys.argv) not in (2, 3) or not torch.cuda.is_available():
-        print(f"needs a file to write and a CUDA device; torch sees {torch.cuda.device_count()}", file=sys.stderr)
-        sys.exit(2)
-    outcomes: dict[str, str] = {}
-    record: dict[str, Any] = {
-        "command": "python tools/gpu_tests.py docs/results/gpu-tests.json",
-        "commit": sys.argv[2] if len(sys.argv) == 3 else _output(["git", "rev-parse", "HEAD"]),
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("record", type=Path)
+    parser.add_argument("--commit")
+    parser.add_argument("--only", default="", help="words that a file's name must have one of, with commas between")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("needs a CUDA device, and torch sees none")
+    about = {
+        "commit": given.commit or _output(["git", "rev-parse", "HEAD"]),
         "gpu": torch.cuda.get_device_name(),
-        "driver": _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+        "driver": _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]).splitlines()[0],
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "triton", "ultralytics", "onnxruntime-gpu", "numpy")},
     }
+    record: dict[str, Any] = {"command": "python tools/gpu_tests.py docs/results/gpu-tests.json", "files": {}}
+    if given.record.is_file():
+        record["files"] = json.loads(given.record.read_text(encoding="utf-8")).get("files", {})
+    words, failed = given.only.split(","), 0
     for file in files_with_gpu_tests():
+        if not any(word in file for word in words):
+            continue
         start = time.time()
-        outcomes |= run(file)
-        record["passed"] = sum(outcome == "passed" for outcome in outcomes.values())
-        record["not_passed"] = {name: outcome for name, outcome in outcomes.items() if outcome != "passed"}
-        record["tests"] = sorted(outcomes)
-        Path(sys.argv[1]).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        print(f"{file}: {record['passed']} of {len(outcomes)} passed so far, {time.time() - start:.0f} s", flush=True)
-    failed = [name for name, outcome in record["not_passed"].items() if outcome != "skipped"]
-    print(f"{record['passed']} of {len(outcomes)} passed on {record['gpu']}; failed: {failed}")
+        outcomes = run(file)
+        bad = {name: outcome for name, outcome in sorted(outcomes.items()) if outcome != "passed"}
+        failed += sum(outcome != "skipped" for outcome in bad.values())
+        record["files"][file] = {**about, "passed": sorted(outcomes.keys() - bad), "not_passed": bad}
+        given.record.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        print(
+            f"{file}: {len(outcomes) - len(bad)} of {len(outcomes)} passed, {time.time() - start:.0f} s",
+            bad,
+            flush=True,
+        )
     sys.exit(bool(failed))
 
 
