@@ -126,7 +126,13 @@ def _obstacle(kernel: Kernel, dtype: torch.dtype, widths: tuple[int, ...]) -> st
 
 def _exporting() -> bool:
     # torch 2.6 cannot tell torch.export from torch.compile, and only the plain form serves both.
-    return torch.compiler.is_exporting() if hasattr(torch.compiler, "is_exporting") else torch.compiler.is_compiling()
+    return _export_flag() if hasattr(torch.compiler, "is_exporting") else torch.compiler.is_compiling()
+
+
+@torch.compiler.assume_constant_result
+def _export_flag() -> bool:
+    """Whether torch.export is at work; inside of what torch 2.11 compiles, is_exporting itself would say yes."""
+    return torch.compiler.is_exporting()
 
 
 @torch.compiler.assume_constant_result
