@@ -90,6 +90,19 @@ def test_failures_are_shown():
     assert "failed, forward, 320 px, batch 1, fp16: ours: memory ran out" in text
 
 
+def test_joined_records_know_what_each_knows_of_a_model(tmp_path):
+    large = make_record()
+    for part in (*large.cells, *large.models[0].accuracy):
+        part.imgsz = 640
+    for model in large.models:
+        model.gflops = {"640": 9.0}
+    joined = read_records([saved(make_record(), tmp_path / "320.json"), saved(large, tmp_path / "640.json")])
+    ours = joined.model("ours")
+    assert ours.gflops == {"320": 0.4, "640": 9.0}
+    assert [found.imgsz for found in ours.accuracy] == [320, 640]
+    assert len(joined.models) == 2
+
+
 def test_records_of_one_machine_are_joined(tmp_path):
     whole = make_record()
     parts = [replace(make_record(), cells=[cell]) for cell in whole.cells]

@@ -249,8 +249,14 @@ def read_records(paths: Sequence[str | Path]) -> Record:
         for measured in other.cells:
             if measured.cell in known:
                 raise UserError(f"{paths[0]} and {path} both have {measured.cell}; leave one of them out")
-        names = {model.name for model in first.models}
-        first.models += [model for model in other.models if model.name not in names]
+        models = {model.name: model for model in first.models}
+        for model in other.models:
+            if model.name in models:
+                models[model.name].gflops |= model.gflops
+                known_ap = models[model.name].accuracy
+                known_ap += [found for found in model.accuracy if found not in known_ap]
+            else:
+                first.models.append(model)
         first.cells += other.cells
         first.command += f"\n{other.command}"
         first.complete &= other.complete
