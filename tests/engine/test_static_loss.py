@@ -338,6 +338,18 @@ def test_assignments_are_those_of_ultralytics(topk, topk2):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
 
 
+def test_a_validation_before_a_training_leaves_nothing_that_gradients_cannot_use():
+    torch.manual_seed(12)
+    static = pair(3, 16)[1]
+    preds, batch = predictions(2, 3, 16), objects(2, 5, 3)
+    with torch.inference_mode():
+        static(preds, batch)
+    preds = {key: value.requires_grad_() if key != "feats" else value for key, value in preds.items()}
+    loss, _ = static(preds, batch)
+    loss.sum().backward()
+    assert preds["boxes"].grad.isfinite().all()
+
+
 def test_pairwise_ciou_is_that_of_the_boxes_one_by_one():
     torch.manual_seed(11)
     one, other = (torch.rand(2, n, 4).cumsum(-1) * 10 for n in (5, 7))

@@ -8,6 +8,8 @@ to rounding; its class is the slow twin in the tests.
 from __future__ import annotations
 
 import math
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -86,6 +88,11 @@ class StaticAssigner(TaskAlignedAssigner):
 
         The last two are 0 outside; overlaps of rows that are no objects are -1, below any object's in a conflict.
         """
+        if pairs_in_one_kernel(boxes.device) and boxes.dtype == gt_bboxes.dtype == torch.float32:
+            from yolo_lat.engine.pairs_triton import compare
+
+            grown = float(self.stride_val)
+            return compare(scores, boxes, centres, labels, gt_bboxes, mask_gt, grown, self.alpha, self.beta)
         batch, count, anchors = *labels.shape, boxes.shape[1]
         inside = torch.empty(batch, count, anchors, dtype=torch.bool, device=boxes.device)
         overlaps = boxes.new_empty(batch, count, anchors)
@@ -116,6 +123,12 @@ class StaticAssigner(TaskAlignedAssigner):
         for distance in (y - top, right - x, bottom - y):
             mask &= distance > eps
         return mask
+
+
+@cache
+def pairs_in_one_kernel(device: torch.device) -> bool:
+    """Whether objects and anchors are compared by `pairs_triton`: on CUDA devices, where Triton is installed."""
+    return device.type == "cuda" and find_spec("triton") is not None
 
 
 def pairwise_ciou(boxes: Tensor, others: Tensor, eps: float = 1e-7) -> Tensor:
@@ -223,6 +236,7 @@ class StaticDetectionLoss(v8DetectionLoss):
             stock.topk, stock.num_classes, stock.alpha, stock.beta, stock.stride, stock.eps, stock.topk2
         )
         self.bbox_loss = StaticBboxLoss(self.reg_max).to(self.device)
+        self._grids: dict[tuple[Any, ...], tuple[Tensor, Tensor, Tensor]] = {}
 
     def get_assigned_targets_and_loss(
         self, preds: dict[str, Any], batch: dict[str, Any], **assign_kwargs: Any
@@ -272,18 +286,26 @@ class StaticDetectionLoss(v8DetectionLoss):
     def _grid(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return anchor centres (A, 2) in strides, strides (A, 1) and the image's height and width (2,) in pixels.
 
-        `make_anchors` computes the same on the host and copies it; so does a tensor made of a list.
+        They are made once for each size, as tensors that autograd may keep, also within a validation. `make_anchors`
+        computes the same on the host and copies it; so does a tensor made of a list.
         """
         like: dict[str, Any] = {"device": levels[0].device, "dtype": levels[0].dtype}
+        sizes = tuple(tuple(level.shape[2:]) for level in levels)
+        key = (sizes, *like.values())
+        if key not in self._grids:
+            with torch.inference_mode(False):
+                self._grids[key] = self._make_grid(sizes, like)
+        return self._grids[key]
+
+    def _make_grid(self, sizes: tuple[tuple[int, ...], ...], like: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
         points, strides = [], []
-        for level, stride in zip(levels, self.assigner.stride, strict=True):
-            height, width = level.shape[2:]
+        for (height, width), stride in zip(sizes, self.assigner.stride, strict=True):
             y, x = (torch.arange(side, **like) + 0.5 for side in (height, width))
             points.append(torch.stack((x.expand(height, -1), y.unsqueeze(1).expand(-1, width)), -1).view(-1, 2))
-            strides.append(level.new_full((height * width, 1), stride))
+            strides.append(torch.full((height * width, 1), stride, **like))
         image_size = torch.empty(2, **like)
         for i in range(2):
-            image_size[i].fill_(levels[0].shape[2 + i] * self.assigner.stride[0])
+            image_size[i].fill_(sizes[0][i] * self.assigner.stride[0])
         return torch.cat(points), torch.cat(strides), image_size
 
 
