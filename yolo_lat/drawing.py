@@ -154,21 +154,21 @@ def save_picture(file: str | Path, image_bgr: np.ndarray) -> Path:
 
 
 def _print(canvas: np.ndarray, stencil: np.ndarray, left: int, top: int, colour: tuple[int, int, int]) -> None:
-    """Lay colour through a (h, w) float stencil of 0 to 1 onto the canvas, in place, as far as it reaches."""
+    """Lay colour through a (h, w) uint8 stencil onto the canvas, in place, as far as it reaches."""
     area = canvas[top : top + stencil.shape[0], left : left + stencil.shape[1]]
-    alpha = stencil[: area.shape[0], : area.shape[1], None]
+    alpha = stencil[: area.shape[0], : area.shape[1], None].astype(np.float32) / 255
     area[:] = (area * (1 - alpha) + np.array(colour) * alpha).round()
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)  # few, as the labels of tracked objects are new all the time
 def _stencil(text: str, size: int) -> np.ndarray:
-    """Return a line of text as (h, w) float32 of 0 to 1, a pixel of air at its sides; h depends on `size` alone."""
+    """Return a line of text as (h, w) uint8, a pixel of air at its sides; h depends on `size` alone."""
     text, font = _drawable(text, size)
     ascent, descent = _fonts(size)[0].getmetrics()
     image = Image.new("L", (math.ceil(font.getlength(text)) + 2, ascent + descent))
     # On one base line, whichever font it is.
     ImageDraw.Draw(image).text((1, ascent), text, fill=255, font=font, anchor="ls")
-    return np.asarray(image, np.float32) / 255
+    return np.asarray(image)
 
 
 def _cut(text: str, width: int) -> str:
