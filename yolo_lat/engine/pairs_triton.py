@@ -50,9 +50,9 @@ def compare_kernel(
     BLOCK: tl.constexpr,
 ):
     """Write `inside`, `metric` and `overlaps`, (B, M, A); all but the scores is contiguous, and they have strides."""
-    row = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0).to(tl.int64)
     sample = row // count
-    anchor = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    anchor = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     known = anchor < anchors
     x1, y1 = tl.load(objects + row * 4), tl.load(objects + row * 4 + 1)
     x2, y2 = tl.load(objects + row * 4 + 2), tl.load(objects + row * 4 + 3)
@@ -129,7 +129,8 @@ def compare(
     anchors = boxes.shape[1]
     inside = torch.empty(batch, count, anchors, dtype=torch.bool, device=boxes.device)
     metric, overlaps = (torch.empty(batch, count, anchors, device=boxes.device) for _ in range(2))
-    compare_kernel[(triton.cdiv(anchors, BLOCK), batch * count)](
+    # Objects first: of the others there may be no more than 65,535.
+    compare_kernel[(batch * count, triton.cdiv(anchors, BLOCK))](
         scores,
         boxes.contiguous(),
         centres.float().contiguous(),
