@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import onnxruntime
 import psutil
 from rich.console import Console
 
@@ -103,7 +104,10 @@ def soak(args: argparse.Namespace) -> dict[str, Any]:
     early, late = statistics.median(memory[fifth : 2 * fifth] or memory), statistics.median(memory[-fifth:])
     return {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
-        "versions": {name: version(name) for name in ("onnxruntime-gpu", "av", "opencv-python", "numpy")},
+        "versions": {
+            "onnxruntime": onnxruntime.__version__,  # of whichever of its packages is installed
+            **{name: version(name) for name in ("av", "opencv-python", "numpy")},
+        },
         "minutes": args.minutes,
         "rate": args.rate,
         "saved": not args.no_save,

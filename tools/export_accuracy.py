@@ -23,6 +23,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+
 from yolo_lat import YOLOLAT
 
 PRECISIONS: dict[str, dict[str, Any]] = {"fp32": {}, "fp16": {"quantize": 16}, "int8": {"quantize": 8}}
@@ -40,7 +42,10 @@ def main() -> None:
         ).stdout.strip(),
         "cpu_threads": "as Ultralytics chooses",
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "ultralytics", "onnxruntime", "onnx", "pycocotools")},
+        "versions": {
+            "onnxruntime": onnxruntime.__version__,  # of whichever of its packages is installed
+            **{name: version(name) for name in ("torch", "ultralytics", "onnx", "pycocotools")},
+        },
         "models": [examine(Path(path), data, imgsz) for path in weights],
     }
     out.parent.mkdir(parents=True, exist_ok=True)
