@@ -4,7 +4,7 @@
 
 Needs the test extra and onnxruntime-gpu. COMMIT names the code where the working copy's git history does not tell it.
 The record is written after every file of tests, and keeps what it had of files that `--only` leaves out, each with the
-commit and GPU of its run. The output of files with failures stands on standard output, status 1 tells.
+commit and GPU of its run. Files with failures print their output, and the exit status is 1.
 """
 
 from __future__ import annotations

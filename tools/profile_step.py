@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -30,17 +29,8 @@ KERNELS_SHOWN = 12
 
 def main() -> None:
     """Profile every training and write what came out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("data")
-    parser.add_argument("imgsz", type=int)
-    parser.add_argument("batch", type=int)
-    parser.add_argument("--models", default=",".join(throughput.MODELS))
-    parser.add_argument("--ways", default="ultralytics-ram,device,device-graph")
+    parser = throughput.make_parser(__doc__, ("ultralytics-ram", "device", "device-graph"))
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--device", default="0")
-    parser.add_argument("--commit")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         from yolo_lat.data.convert import convert
@@ -120,7 +110,7 @@ def summary(profiler: Any, seconds: float, steps: int) -> dict[str, Any]:
         "busy": round(min(kernel_ms / step_ms, 1), 3),
         "kernels": round(len(spans) / steps, 1),
         "launches": round(sum(calls[name] for name in LAUNCHES) / steps, 1),
-        "waits": round((sum(calls[name] for name in WAITS)) / steps, 2),
+        "waits": round(sum(calls[name] for name in WAITS) / steps, 2),
         "items": round(calls["aten::_local_scalar_dense"] / steps, 2),
         "longest_kernels_ms": {n[:120]: round(t / 1e3 / steps, 4) for n, t in kernels.most_common(KERNELS_SHOWN)},
     }

@@ -35,18 +35,9 @@ MODELS = ("yolov8n", "yolo-lat-n", "yolo-lat-p")
 
 def main() -> None:
     """Run every training and write what came out."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("data")
-    parser.add_argument("imgsz", type=int)
-    parser.add_argument("batch", type=int)
-    parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--ways", default=",".join(WAYS))
+    parser = make_parser(__doc__, WAYS)
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--device", default="0")
-    parser.add_argument("--commit")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         stock = Path(work, "stock")
@@ -64,6 +55,21 @@ def main() -> None:
                     print(json.dumps({k: v for k, v in row.items() if k != "epochs"}), flush=True)
                     save(given, runs)
     table(runs)
+
+
+def make_parser(about: str | None, ways: tuple[str, ...]) -> argparse.ArgumentParser:
+    """Return a parser of what to train, in which ways, on what."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("data")
+    parser.add_argument("imgsz", type=int)
+    parser.add_argument("batch", type=int)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--ways", default=",".join(ways))
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--device", default="0")
+    parser.add_argument("--commit")
+    return parser
 
 
 def measure(given: argparse.Namespace, model: str, way: str, data: str, folder: Path) -> dict[str, Any]:
