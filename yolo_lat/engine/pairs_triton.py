@@ -81,9 +81,8 @@ def compare_kernel(
     hull_height = tl.maximum(y2, v2) - tl.minimum(y1, v1)
     apart_x = u1 + u2 - x1 - x2
     apart_y = v1 + v2 - y1 - y2
-    distance = (
-        (apart_x * apart_x + apart_y * apart_y) / 4 / (hull_width * hull_width + hull_height * hull_height + 1e-7)
-    )
+    diagonal = hull_width * hull_width + hull_height * hull_height + 1e-7
+    distance = (apart_x * apart_x + apart_y * apart_y) / 4 / diagonal
     angle = _atan(other_width / other_height) - _atan(width / height)
     shape = angle * angle * 0.4052847345693511  # 4 / pi²
     overlap = tl.maximum(iou - (distance + shape * (shape / (1 - iou + shape + 1e-7))), 0.0)
