@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from yolo_lat.ela import LabelMoE
+from yolo_lat.ela import LabelMoE, Routing, routing_table
 
 BIASES = pytest.mark.parametrize("bias", ["outer", "inner", None])
+needs_groups = pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="this torch multiplies no groups of other sizes")
 
 
 def mixture(seed: int = 0, **given) -> LabelMoE:
@@ -64,6 +70,81 @@ def test_gradients_are_those_of_the_loop(bias) -> None:
     found, expected = (torch.autograd.grad(y.square().sum(), parameters) for y in (moe(x).y, one_by_one(moe, x)))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+def narrow(dtype: torch.dtype, **given) -> tuple[LabelMoE, torch.Tensor]:
+    """A mixture of widths that `F.grouped_mm` takes, and tokens of which one expert is nobody's first choice."""
+    torch.manual_seed(0)
+    moe = LabelMoE(8, 16, **given)
+    x = torch.randn(2, 11, 8)
+    with torch.no_grad():
+        moe.labels[1] = moe.labels[[0, 2, 3]].mean(0)  # never the one that suits best
+    return moe.to(dtype), x.to(dtype)
+
+
+@needs_groups
+@BIASES
+@pytest.mark.parametrize("k", [1, 3])
+def test_groups_of_different_sizes_are_the_loop_over_tokens_with_its_gradients(bias, k) -> None:
+    moe, x = narrow(torch.float32, bias=bias, k=k)
+    wide = copy.deepcopy(moe).double()
+    results = []
+    with patch.object(LabelMoE, "_batched", side_effect=AssertionError("not in groups")):
+        y, _, routing = moe(x.requires_grad_())
+    for network, tokens, made in ((moe, x, y), (wide, x, one_by_one(wide, x.double()))):
+        results.append([made, *torch.autograd.grad(made.square().sum(), [tokens, *network.parameters()])])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found.double(), expected.double(), rtol=1e-4, atol=1e-5)
+    assert routing.experts.min() >= 0
+    assert k > 1 or routing.load.min() == 0
+
+
+@needs_groups
+@pytest.mark.parametrize("autocast", [False, True])
+def test_groups_in_bfloat16(autocast) -> None:
+    moe, x = narrow(torch.float32 if autocast else torch.bfloat16)
+    expected = one_by_one(copy.deepcopy(moe).double(), x.double())
+    batched = patch.object(LabelMoE, "_batched", side_effect=AssertionError("not in groups"))
+    with batched, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y, balance, _ = moe(x)
+    near = (y - expected).abs().amax(-1) < 0.05  # but where rounding exchanges two experts that suit as well
+    assert near.double().mean() > 0.9
+    (y.float().square().sum() + balance).backward()
+    assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in moe.parameters())
+
+
+class NoWaits(TorchDispatchMode):
+    """Refuse operations that read values, for which the host would wait for a GPU."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func._schema.name
+        assert not name.endswith(("_local_scalar_dense", "nonzero", "bincount", "equal")), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("capacity", [pytest.param(None, marks=needs_groups), 1.5])
+def test_groups_and_places_are_found_without_reading_values(capacity) -> None:
+    moe, x = narrow(torch.bfloat16, capacity=capacity, k=2)
+    with NoWaits():
+        y, balance, _ = moe(x)
+        (y.sum() + balance).backward()
+    with pytest.raises(AssertionError, match="_local_scalar_dense"), NoWaits():
+        mixture()(tokens(5))
+
+
+def test_without_a_projection_the_token_is_the_query() -> None:
+    moe, x = mixture(project=False, k=2), tokens(9)
+    assert set(moe.state_dict()) == {"labels", "expand", "shrink"}
+    torch.testing.assert_close(moe(x).y, one_by_one(moe, x), rtol=1e-10, atol=1e-10)
+    alike = LabelMoE(6, 10)
+    assert sum(p.numel() for p in alike.parameters()) - sum(p.numel() for p in moe.parameters()) == 36
+
+
+def test_operations_without_values_are_those_of_one_expert_a_token() -> None:
+    moe = LabelMoE(6, 10).to("meta")
+    with FlopCounterMode(display=False) as counter:
+        moe(torch.empty(20, 6, device="meta"))
+    assert counter.get_total_flops() == 2 * 20 * (6 * 6 + 6 * 4 + 6 * 20 + 10 * 6)
 
 
 @settings(deadline=None, max_examples=40)
@@ -125,6 +206,42 @@ def test_the_balance_loss_spreads_the_load() -> None:
         moe(x).balance.backward()
         optimizer.step()
     assert float(moe(x).routing.load.max()) < min(before, 0.45)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 40), st.integers(1, 5), st.integers(1, 5), st.none() | st.floats(0.2, 3), st.integers(0, 5))
+def test_the_table_shares_out_what_each_group_sent(count, experts, k, capacity, seed) -> None:
+    moe = mixture(seed, experts=experts, k=min(k, experts), capacity=capacity)
+    with torch.no_grad():
+        routing = moe(tokens(count, seed=seed)).routing
+    groups = torch.randint(0, 4, (count,), generator=torch.Generator().manual_seed(seed))
+    table = routing_table(routing, groups, 5)
+    sent = torch.stack([(routing.experts[groups == group] >= 0).sum() for group in range(5)])
+    assert table.shape == (5, experts)
+    torch.testing.assert_close(table.sum(1), (sent > 0).float())
+    for group, expert in itertools.product(range(5), range(experts)):
+        expected = int((routing.experts[groups == group] == expert).sum())
+        assert float(table[group, expert] * sent[group]) == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_table_by_hand() -> None:
+    routing = Routing(torch.tensor([[0], [2], [2], [-1], [1]]), torch.ones(5, 1), torch.full((3,), 1 / 3))
+    found = routing_table(routing, torch.tensor([0, 0, 0, 1, 2]))
+    torch.testing.assert_close(found, torch.tensor([[1 / 3, 0, 2 / 3], [0, 0, 0], [0, 1, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([0, 1], r"groups of shape \(2,\) must be one for each of 3 tokens"),
+        ([0, -1, 1], "groups from -1 to 1 must lie in 0 to 1"),
+        ([0, 1, 2], "groups from 0 to 2 must lie in 0 to 1"),
+    ],
+)
+def test_groups_that_do_not_fit(groups, message) -> None:
+    routing = Routing(torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1), torch.ones(1))
+    with pytest.raises(ValueError, match=message):
+        routing_table(routing, torch.tensor(groups), 2)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from yolo_lat.ela.kernels import (
     register_kernel,
 )
 from yolo_lat.ela.lobe import MemoryLobe, future_leak
-from yolo_lat.ela.moe import LabelMoE, MoEOutput, Routing
+from yolo_lat.ela.moe import LabelMoE, MoEOutput, Routing, routing_table
 
 __all__ = [
     "KERNELS",
@@ -45,4 +45,5 @@ __all__ = [
     "future_leak",
     "get_kernel",
     "register_kernel",
+    "routing_table",
 ]

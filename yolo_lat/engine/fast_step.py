@@ -20,6 +20,7 @@ from ultralytics.utils.torch_utils import ModelEMA, unwrap_model
 
 from yolo_lat.engine.static_loss import StaticDetectionLoss, StaticE2ELoss
 from yolo_lat.errors import UserError
+from yolo_lat.nn.experts import RoutedFFN, with_balance
 
 INPUTS = ("img", "boxes", "labels", "valid")
 # Eager steps of a kind before it is captured, in which cuDNN chooses its kernels and lazy initialisation happens.
@@ -401,6 +402,8 @@ class TrainStep:
                 f"{type(self.criterion).__name__} waits for the device, which a CUDA graph cannot; give the loss of "
                 "static_criterion"
             )
+        if any(isinstance(module, RoutedFFN) for module in self.model.modules()):
+            raise UserError("cuda_graph=True does not go with experts, whose numbers of tokens change; drop cuda_graph")
         if isinstance(self.model, nn.parallel.DistributedDataParallel):
             raise UserError("a training step on several GPUs is not captured as a CUDA graph; use one GPU or no graphs")
 
@@ -486,7 +489,7 @@ class TrainStep:
             self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None, cache_enabled=cached
         ):
             loss, items = self.criterion(self.model(self._scaled(batch["img"])), batch)
-            total = loss.sum()
+            total = with_balance(loss, self.model, len(batch["img"])).sum()
         (total if self.scaler is None else self.scaler.scale(total)).backward()
         if update:
             self._update()

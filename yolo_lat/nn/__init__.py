@@ -3,6 +3,7 @@
 from yolo_lat.nn.blocks import ELA2d, ELABlock, ELALayer, Gate, GatedFFN, HyperLink
 from yolo_lat.nn.body import LocalBlock, PixelStem
 from yolo_lat.nn.cross_scale import CrossScaleELA, Level
+from yolo_lat.nn.experts import RoutedFFN
 from yolo_lat.nn.head import LatDetect
 from yolo_lat.nn.model import LatModel
 from yolo_lat.nn.zoo import load_model_yaml, model_names
@@ -20,6 +21,7 @@ __all__ = [
     "Level",
     "LocalBlock",
     "PixelStem",
+    "RoutedFFN",
     "load_model_yaml",
     "model_names",
 ]

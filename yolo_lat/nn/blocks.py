@@ -15,7 +15,9 @@ from torch.nn import functional as F  # noqa: N812
 from ultralytics.nn.modules import Conv
 from ultralytics.utils.ops import make_divisible
 
+from yolo_lat.ela.moe import Bias
 from yolo_lat.nn.attention import ProjectedELA
+from yolo_lat.nn.experts import RoutedFFN
 from yolo_lat.nn.layout import add_upsampled
 
 
@@ -101,16 +103,30 @@ class GatedFFN(nn.Module):
         self.expand = nn.Identity()
 
 
+def feed_forward(c: int, ratio: float, experts: int, bias: Bias | None) -> nn.Module:
+    """Return a gated FFN, or with `experts` above 0 a mixture of so many, each with the same hidden width."""
+    return RoutedFFN(c, make_divisible(c * ratio, 8), experts, bias) if experts else GatedFFN(c, ratio)
+
+
 class ELALayer(nn.Module):
     """One layer as one unit of the Hyper-Link: x + GatedFFN(ELA2d(x)), no residual around attention (section 2).
 
     The scale of the last batch norm is the layer's gate_k on the shared stream, one a channel.
     """
 
-    def __init__(self, c: int, heads: int, key_dim: int, kernel: str, ffn_ratio: float) -> None:
+    def __init__(
+        self,
+        c: int,
+        heads: int,
+        key_dim: int,
+        kernel: str,
+        ffn_ratio: float,
+        experts: int = 0,
+        bias: Bias | None = "outer",
+    ) -> None:
         super().__init__()
         self.attention = ELA2d(c, c, heads, key_dim, kernel, project=False)
-        self.ffn = GatedFFN(c, ffn_ratio)
+        self.ffn = feed_forward(c, ffn_ratio, experts, bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Write the layer's update to the stream x (B, c, H, W)."""
@@ -128,12 +144,14 @@ class ELABlock(nn.Module):
         key_dim: channels of a head's query and key.
         kernel: a name known to `yolo_lat.ela.get_kernel`.
         ffn_ratio: hidden width of the gated FFN over c2.
+        experts: number of experts, each an FFN, of which every position takes one; 0 for one FFN without routing.
+        bias: what the labels of experts add: "outer", "inner" or None.
 
     Shape:
         (B, c1, H, W) -> (B, c2, H, W).
 
     Raises:
-        ValueError: heads that do not divide c2, or an unknown kernel.
+        ValueError: heads that do not divide c2, an unknown kernel or bias.
     """
 
     def __init__(
@@ -145,10 +163,12 @@ class ELABlock(nn.Module):
         key_dim: int = 8,
         kernel: str = "HadamardExp",
         ffn_ratio: float = 1.0,
+        experts: int = 0,
+        bias: Bias | None = "outer",
     ) -> None:
         super().__init__()
         self.adapt = Conv(c1, c2, 1) if c1 != c2 else nn.Identity()
-        self.layers = nn.Sequential(*(ELALayer(c2, heads, key_dim, kernel, ffn_ratio) for _ in range(n)))
+        self.layers = nn.Sequential(*(ELALayer(c2, heads, key_dim, kernel, ffn_ratio, experts, bias) for _ in range(n)))
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the stack."""

@@ -11,8 +11,9 @@ from itertools import accumulate
 from torch import Tensor, nn
 from ultralytics.nn.modules import Conv
 
+from yolo_lat.ela.moe import Bias
 from yolo_lat.nn.attention import ProjectedELA
-from yolo_lat.nn.blocks import GatedFFN
+from yolo_lat.nn.blocks import feed_forward
 from yolo_lat.nn.layout import side_by_side, split_levels
 
 
@@ -32,12 +33,14 @@ class CrossScaleELA(nn.Module):
         kernel: a name known to `yolo_lat.ela.get_kernel`.
         ffn_ratio: hidden width of the gated FFN over c2.
         local: side of the depthwise convolution, odd.
+        experts: number of experts, each an FFN, of which every position takes one; 0 for one FFN without routing.
+        bias: what the labels of experts add: "outer", "inner" or None.
 
     Shape:
         [(B, channels[l], H_l, W_l)] -> [(B, c2, H_l, W_l)].
 
     Raises:
-        ValueError: heads that do not divide c2, an unknown kernel, or a memory level that does not exist.
+        ValueError: heads that do not divide c2, an unknown kernel or bias, or a memory level that does not exist.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class CrossScaleELA(nn.Module):
         kernel: str = "HadamardExp",
         ffn_ratio: float = 1.0,
         local: int = 5,
+        experts: int = 0,
+        bias: Bias | None = "outer",
     ) -> None:
         super().__init__()
         self.memory = list(range(len(channels))) if memory is None else list(memory)
@@ -58,7 +63,7 @@ class CrossScaleELA(nn.Module):
         self.adapt = nn.ModuleList(nn.Identity() if c == c2 else Conv(c, c2, 1) for c in channels)
         self.attention = ProjectedELA(c2, c2, heads, key_dim, kernel)
         self.local = nn.ModuleList(Conv(c2, c2, local, g=c2, act=False) for _ in channels)
-        self.ffn = GatedFFN(c2, ffn_ratio)
+        self.ffn = feed_forward(c2, ffn_ratio, experts, bias)
         self.by_level = False
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:

@@ -17,6 +17,7 @@ from yolo_lat.nn.blocks import GatedFFN
 from yolo_lat.nn.body import PixelStem, ResidualConv
 from yolo_lat.nn.complexity import count_gflops, count_parameters
 from yolo_lat.nn.cross_scale import CrossScaleELA
+from yolo_lat.nn.experts import RoutedFFN, with_balance
 from yolo_lat.nn.head import LatDetect
 
 parser.install()
@@ -81,14 +82,20 @@ class LatModel(DetectionModel):
         LOGGER.info(f"{name}{fused}: {layers} layers, {parameters:,} parameters, {gflops:.2f} GFLOPs at {imgsz} px")
         return layers, parameters, gradients, gflops
 
+    def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the losses of a batch, a sum over its images, that of experts the last, and the others by name."""
+        losses, named = super().loss(batch, preds)
+        return with_balance(losses, self, len(batch["img"])), named
+
     def fuse(self, verbose: bool = True, imgsz: int = 640) -> LatModel:
         """Turn the training form into the inference form for `target`, in place; outputs stay equal to rounding.
 
         Batch norms fold into their convolutions (a Hyper-Link's gates among them), residuals into theirs, attention
-        computes all heads in two products, the FFN its gate and value apart, and the head keeps one branch.
+        computes all heads in two products, the FFN its gate and value apart, experts all run on every position, and the
+        head keeps one branch.
         """
         super().fuse(verbose=False)
-        folded = (ResidualConv, ProjectedELA, GatedFFN, LatDetect if self.target == "gpu" else PixelStem)
+        folded = (ResidualConv, ProjectedELA, GatedFFN, RoutedFFN, LatDetect if self.target == "gpu" else PixelStem)
         for module in self.modules():
             if isinstance(module, folded):
                 module.fold()
