@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from yolo_lat.ela.attention import exact_linear_attention
+from yolo_lat.ela.attention import ELAState, exact_linear_attention
+from yolo_lat.ela.causal import causal_attention
 from yolo_lat.ela.kernels import HadamardExp, Kernel
 
 
@@ -47,13 +48,25 @@ class MemoryLobe(nn.Module):
             delta: the update (B, L, D).
             mask: (B, L) bool, True for positions that count as memory; None counts all.
         """
-        batch, length, width = delta.shape
-        q, k, v = (
-            project(delta).reshape(batch, length, self.heads, -1).transpose(1, 2)
-            for project in (self.query, self.key, self.value)
-        )
-        y = exact_linear_attention(q, k, v, self.kernel, mask, causal=self.causal)
-        return y.transpose(1, 2).reshape(batch, length, width)
+        y = exact_linear_attention(*self._heads(delta), self.kernel, mask, causal=self.causal)
+        return y.transpose(1, 2).reshape(delta.shape)
+
+    def extend(self, delta: Tensor, state: ELAState | None = None) -> tuple[Tensor, ELAState]:
+        """Return what `forward` returns for updates (B, L, D) that follow those in a state, and the state after them.
+
+        Raises:
+            ValueError: the lobe is bidirectional, and what follows would change what was returned before.
+        """
+        if not self.causal:
+            raise ValueError("a bidirectional lobe cannot go on token by token; make it with causal=True")
+        y, state = causal_attention(*self._heads(delta), self.kernel, state)
+        return y.transpose(1, 2).reshape(delta.shape), state
+
+    def _heads(self, delta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return q, k and v (B, H, L, D / H)."""
+        projections = (project(delta).unflatten(-1, (self.heads, -1)) for project in (self.query, self.key, self.value))
+        q, k, v = (x.transpose(1, 2) for x in projections)
+        return q, k, v
 
     def extra_repr(self) -> str:
         """Say what the projections do not."""
