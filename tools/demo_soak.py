@@ -19,7 +19,7 @@ import contextlib
 import io
 import json
 import os
-import platform
+import shlex
 import signal
 import socket
 import statistics
@@ -40,6 +40,7 @@ import psutil
 from rich.console import Console
 
 from yolo_lat.demo.session import DemoOptions, run_demo
+from yolo_lat.deploy.benchmark.environment import describe_machine
 
 MOST_FRAMES = 300  # of the video, so that the sender's memory stays small
 
@@ -103,7 +104,10 @@ def soak(args: argparse.Namespace) -> dict[str, Any]:
     fifth = max(len(memory) // 5, 1)
     early, late = statistics.median(memory[fifth : 2 * fifth] or memory), statistics.median(memory[-fifth:])
     return {
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPU cores",
+        "command": "python tools/demo_soak.py "
+        + shlex.join([args.out.name, Path(args.model).name, args.video.name, *sys.argv[4:]]),
+        "model": {"file": Path(args.model).name, "metadata": described(args.model)},
+        "machine": describe_machine("cpu", os.cpu_count() or 1),
         "versions": {
             "onnxruntime": onnxruntime.__version__,  # of whichever of its packages is installed
             **{name: version(name) for name in ("av", "opencv-python", "numpy")},
@@ -117,6 +121,13 @@ def soak(args: argparse.Namespace) -> dict[str, Any]:
         "summary": summary,
         "memory_mb": memory,
     }
+
+
+def described(model: str) -> dict[str, str]:
+    """Return what an exported model says of itself."""
+    written = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).get_modelmeta()
+    kept = ("description", "parameters", "imgsz", "precision", "target")
+    return {key: written.custom_metadata_map[key] for key in kept if key in written.custom_metadata_map}
 
 
 class Sender:

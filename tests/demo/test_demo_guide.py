@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -14,7 +15,8 @@ from clips import BLUE, picture
 from yolo_lat.cli import dispatch
 from yolo_lat.errors import UserError
 
-GUIDE = (Path(__file__).resolve().parents[2] / "docs/demo.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = (ROOT / "docs/demo.md").read_text(encoding="utf-8")
 COMMANDS = "".join(re.findall(r"^```console\n(.*?)^```$", GUIDE, re.MULTILINE | re.DOTALL)).splitlines()
 
 
@@ -44,3 +46,19 @@ def test_commands_run(tmp_path, monkeypatch, clip, detector_file, capsys):
             dispatch(words)
     assert {folder.name for folder in Path("runs/demo").iterdir()} == {"cars", "cars-2", "photos"}
     assert "gate" in capsys.readouterr().out
+
+
+def test_the_figures_of_half_an_hour_are_those_of_the_record():
+    record = json.loads((ROOT / "docs/results/soak-cpu.json").read_text())
+    summary, delay = record["summary"], record["summary"]["delay_ms"]
+    for cells in (
+        f"{summary['frames']:,}, {summary['dropped']}",
+        f"{delay['median']:.1f} and {delay['p95']:.1f} ms",
+        f"{summary['faults']['losses']} and {summary['faults']['reconnects']}",
+        f"{record['memory_growth_percent']:+}%",
+    ):
+        assert f"| {cells} |" in GUIDE
+    assert record["minutes"] == 30
+    assert record["restarts"] == summary["faults"]["reconnects"]
+    assert abs(record["memory_growth_percent"]) < 5
+    assert delay["p95"] < 2000 / record["rate"]

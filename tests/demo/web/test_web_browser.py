@@ -1,7 +1,7 @@
 """The page in headless Chromium: what a person sees, hears and does with it, without a network.
 
-Needs Chromium, the Python package playwright, and onnxruntime-web as tools/build_web.py brings it; the tests with
-axe-core need its --dev too.
+Needs Chromium, the extra `browser`, and onnxruntime-web as tools/build_web.py brings it; the tests with axe-core need
+its --dev too.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from hand_made_onnx import colour_detector
 from small_training import SIZE
 from web_site import serving
 
-from yolo_lat.demo.web.site import STATIC, VENDOR, Asset, build_site, write_site
+from yolo_lat import YOLOLAT
+from yolo_lat.demo.web.site import VENDOR, Asset, build_site, write_site
 from yolo_lat.deploy import Detections, OnnxDetector
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-AXE = STATIC.with_name("npm") / "node_modules/axe-core/axe.min.js"
+AXE = Path(__file__).parents[3] / "yolo_lat/demo/web/npm/node_modules/axe-core/axe.min.js"
 FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"),
     *("--disable-component-update", "--disable-sync", "--use-fake-ui-for-media-stream"),
@@ -50,7 +51,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "bytes": {"takes_bytes": True, "best_class": True},
 }
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; run pip install playwright")
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed; run pip install '.[browser]'"
+)
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
     pytest.mark.skipif(not VENDOR.is_dir(), reason="onnxruntime-web was not built; run python tools/build_web.py"),
@@ -461,8 +464,6 @@ def test_webgpu_has_the_boxes_of_python(launch, url, models, tmp_path):
 @pytest.mark.slow
 def test_trained_models_have_the_boxes_of_python(browser, run, tmp_path):
     """Every form of export, on pictures of the data set, in the size of the export and in another."""
-    from yolo_lat import YOLOLAT
-
     forms: dict[str, dict[str, Any]] = {
         "static": {},
         "dynamic": {"dynamic": True},
@@ -490,3 +491,31 @@ def test_trained_models_have_the_boxes_of_python(browser, run, tmp_path):
                     counts[name, imgsz] = counts.get((name, imgsz), 0) + len(found)
                     assert_same(page.rows(), found)
     assert min(counts.values()) > 0, counts
+
+
+@pytest.mark.slow
+def test_a_real_clip_through_the_camera_and_as_a_picture(launch, real_clip, run, tmp_path):
+    """A network trained on drawn shapes takes something for one, at a low threshold, in any street."""
+    frames, capture = [], cv2.VideoCapture(str(real_clip("car-detection.mp4")))
+    while len(frames) < 60:
+        frames.append(cv2.resize(capture.read()[1], (640, 360), interpolation=cv2.INTER_AREA))
+    file = Path(YOLOLAT(shutil.copy(run.best, tmp_path / "trained.pt")).export(imgsz=320, target="cpu"))
+    cv2.imwrite(str(tmp_path / "frame.png"), frames[0])
+    film = write_y4m(tmp_path / "street.y4m", frames)
+    site = build_site([file], TRAINED_CONF)
+    with (
+        closing(launch(f"--use-file-for-fake-video-capture={film}")) as chromium,
+        serving(site) as server,
+        new_page(chromium) as page,
+    ):
+        page.open(server.url)
+        page.page.context.set_offline(True)
+        page.show(tmp_path / "frame.png")
+        found = OnnxDetector(file, conf=TRAINED_CONF)(frames[0])
+        assert len(found) > 0
+        assert_same(page.rows(), found)
+        page.page.click("#camera")
+        page.wait("#summary:has-text(' found: ')")
+        page.page.wait_for_timeout(1500)
+        assert float(page.text("fps")) > 1
+        assert page.text("alert") == ""
