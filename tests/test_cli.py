@@ -61,8 +61,9 @@ def engine(monkeypatch, tmp_path):
     log = SimpleNamespace(calls=[], fails=None, last=None)
 
     class Recorder:
-        def __init__(self, model, scale=None):
-            log.calls.append(("YOLOLAT", {"model": model, "scale": scale}))
+        def __init__(self, model, scale=None, trust=False):
+            trusted = {"trust": trust} if trust else {}
+            log.calls.append(("YOLOLAT", {"model": model, "scale": scale} | trusted))
             self.trainer = SimpleNamespace(last=log.last) if log.last else None
             self.predictor = SimpleNamespace(save_dir=tmp_path / "saved")
 
@@ -297,6 +298,14 @@ def test_keys_reach_the_engine(cli, engine, command, model, scale, mode, options
     result = cli(command)
     assert (result.status, result.err) == (0, "")
     assert engine.calls == [("YOLOLAT", {"model": model, "scale": scale}), (mode, options)]
+
+
+@pytest.mark.parametrize("mode", ["train", "val", "predict", "track", "export", "info"])
+def test_trust_is_the_models_and_no_argument_of_its_methods(cli, engine, mode):
+    data = {"train": "data=coco", "val": "data=coco", "predict": "source=0", "track": "source=0"}.get(mode, "")
+    cli(f"{mode} model=a.pt trust {data}")
+    assert engine.calls[0] == ("YOLOLAT", {"model": "a.pt", "scale": None, "trust": True})
+    assert "trust" not in engine.calls[1][1]
 
 
 def test_export_prints_the_path(cli, engine):

@@ -119,6 +119,7 @@ def test_every_boolean_key_of_ultralytics_may_stand_alone():
     assert {key.name for key in MODES["train"].accepted().values() if key.stands_alone} == bare | {
         "download",
         "cuda_graph",
+        "trust",
     }
     assert parse(MODES["train"], sorted(bare)) == dict.fromkeys(bare, True)
 
@@ -147,6 +148,7 @@ def test_keys_are_those_of_the_installed_ultralytics():
     assert set(DEFAULT_CFG_DICT) | set(DEPRECATED_KEYS) == set(MODES["train"].accepted()) - {
         "augmentations",
         "download",
+        "trust",
         *OWN_OPTIONS,
     }
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import shlex
 import shutil
@@ -394,7 +395,20 @@ def model_fault(old: str, new: str, scale: str | None = "n") -> Callable[[Worksp
     return run
 
 
+class Hostile:
+    """Pickled as a call of os.system."""
+
+    def __reduce__(self) -> Any:
+        return os.system, ("true",)
+
+
+def load_hostile(workspace: Workspace) -> None:
+    torch.save({"model": Hostile()}, workspace.path("best.pt"))
+    YOLOLAT("best.pt")
+
+
 FAULTS: dict[str, dict[str, Callable[[Workspace], None]]] = {
+    "training.md": {"pickle": load_hostile},
     "own-data.md": {
         "path": yaml_fault("images/train", "images/trian"),
         "no names": yaml_fault("names: [scratch, hole, short]", ""),

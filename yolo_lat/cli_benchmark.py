@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from yolo_lat.cli_run import require
+from yolo_lat.cli_run import require, trust_if_asked
 from yolo_lat.errors import UserError
 
 _WIDTH = 150  # columns of a table that goes into a file
@@ -34,7 +34,9 @@ def _benchmark(options: dict[str, Any]) -> None:
             record.save(files["json"])
 
     if shown is None:
-        new = Benchmark(make_plan(**options), save).run()
+        trust, plan = options.pop("trust", False), make_plan(**options)
+        trust_if_asked(trust, [entry.source for entry in plan.entries])
+        new = Benchmark(plan, save).run()
     else:
         new = read_records(str(shown).split(","))
         save(new)
@@ -55,8 +57,9 @@ def _profile(options: dict[str, Any]) -> None:
     from yolo_lat.deploy.benchmark.plan import make_plan
     from yolo_lat.deploy.benchmark.profile import profile_model
 
-    layout = options.pop("layout", True)
+    layout, trust = options.pop("layout", True), options.pop("trust", False)
     plan = make_plan(models=options.pop("model"), boundary="forward", **{"runs": 20, **options})
+    trust_if_asked(trust, [entry.source for entry in plan.entries])
     profile = profile_model(plan, layout=bool(layout))
     from yolo_lat.deploy.benchmark.profile_view import draw_profile, profile_tables
 

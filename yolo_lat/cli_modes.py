@@ -108,6 +108,7 @@ class Mode:
 _MODEL = Key("model", "", "model name such as yolo-lat-n, or a .yaml, .pt, .safetensors or .onnx file")
 _DATA = Key("data", "", "data set name such as coco, or a data .yaml file")
 _SCALE = Key("scale", "", "which scale of a model .yaml to build: p, n, s, m, l or x")
+_TRUST = Key("trust", "False", "open a .pt whatever it holds, which may run code; for files that you made yourself")
 _SOURCE = Key("source", "", "image, video, folder, URL or stream; 0 is the first webcam")
 _BATCH = Key("batch", "1", "images per batch")
 _HALF = Key("half", "False", "compute in 16-bit floating point, short for quantize=16")
@@ -137,6 +138,7 @@ MODES = {
             keys=(
                 _MODEL,
                 _DATA,
+                _TRUST,
                 Key(
                     "scale",
                     "0.5",
@@ -171,6 +173,7 @@ MODES = {
                 _MODEL,
                 _DATA,
                 _SCALE,
+                _TRUST,
                 Key("predictions", "", "COCO results JSON to score in place of a model"),
                 Key("json", "", "file to write the twelve COCO numbers to, by name"),
                 _DOWNLOAD,
@@ -187,7 +190,15 @@ MODES = {
                 "yolo-lat predict model=yolo-lat-n source=street.jpg",
                 "yolo-lat predict model=best.pt source=cars.mp4 conf=0.4 save=False show",
             ),
-            keys=(_MODEL, _SOURCE, _SCALE, _BATCH, Key("conf", "0.25", "confidence threshold"), _HALF),
+            keys=(
+                _MODEL,
+                _SOURCE,
+                _SCALE,
+                _TRUST,
+                _BATCH,
+                Key("conf", "0.25", "confidence threshold"),
+                _HALF,
+            ),
             general=_DETECT,
             sections=("Predict settings", "Visualize settings"),
         ),
@@ -198,7 +209,7 @@ MODES = {
                 "yolo-lat track model=yolo-lat-n source=cars.mp4",
                 "yolo-lat track model=best.pt source=0 tracker=bytetrack.yaml show",
             ),
-            keys=(_MODEL, _SOURCE, _SCALE, _BATCH, Key("conf", "0.1", "confidence threshold"), _HALF),
+            keys=(_MODEL, _SOURCE, _SCALE, _TRUST, _BATCH, Key("conf", "0.1", "confidence threshold"), _HALF),
             general=_DETECT,
             sections=("Tracker settings", "Predict settings", "Visualize settings"),
         ),
@@ -213,6 +224,7 @@ MODES = {
             keys=(
                 _MODEL,
                 _SCALE,
+                _TRUST,
                 Key("format", "onnx", "target format: onnx, torchscript, openvino, engine (TensorRT), ..."),
                 _BATCH,
                 _HALF,
@@ -237,6 +249,7 @@ MODES = {
             keys=(
                 _MODEL,
                 _SCALE,
+                _TRUST,
                 Key("imgsz", "640", "image size in pixels that GFLOPs are counted at"),
                 Key("detailed", "False", "list every layer"),
                 Key("table", "False", "compare every model of ours with YOLOv8, 11, 12 and 26, n and s"),
@@ -280,6 +293,7 @@ MODES = {
             ),
             keys=(
                 Key("models", "", "names, .yaml, .pt, .safetensors or .onnx, with commas; NAME=PATH to name a file"),
+                _TRUST,
                 Key("device", "cpu", "cpu, or the number of a CUDA device"),
                 Key("imgsz", "640", "sides of the input in pixels, with commas"),
                 Key("batch", "1", "images per batch, with commas"),
@@ -316,6 +330,7 @@ MODES = {
             ),
             keys=(
                 _MODEL,
+                _TRUST,
                 Key("device", "cpu", "cpu, or the number of a CUDA device"),
                 Key("imgsz", "640", "side of the input in pixels"),
                 Key("batch", "1", "images per batch"),
@@ -341,6 +356,7 @@ MODES = {
             ),
             keys=(
                 Key("model", "", "exported .onnx file, or a name, .yaml, .pt or .safetensors, which need torch"),
+                _TRUST,
                 Key("source", "", "video, picture, folder, pattern, rtsp:// or http:// address; 0 is the first camera"),
                 Key("device", "cpu", "cpu, cuda, cuda:N, or the number N of a CUDA device"),
                 Key("imgsz", "", "input size in pixels of a model of dynamic size; as exported unless given"),

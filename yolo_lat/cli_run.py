@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,16 @@ def fetch(options: dict[str, Any]) -> None:
         download(load_dataset(options["data"]))
 
 
+def trust_if_asked(trust: Any, files: Iterable[Any]) -> None:
+    """Let those of `files` that are a .pt be opened whatever they hold, if the key `trust` says so."""
+    if not isinstance(trust, bool):
+        raise UserError(f"trust={trust}: must be True or False")
+    if trust:
+        from yolo_lat.engine.trust import trust_files
+
+        trust_files(files)
+
+
 def check_values(options: Mapping[str, Any]) -> None:
     """Raise UserError for values that Ultralytics would refuse later with a traceback."""
     from ultralytics.cfg import check_cfg
@@ -65,12 +75,12 @@ def _take_scale(mode: str, options: dict[str, Any]) -> str | None:
 
 
 def _load_model(mode: str, options: dict[str, Any]) -> YOLOLAT:
-    """Take `model` and its scale out of `options`, check the rest and build the model."""
-    scale = _take_scale(mode, options)
+    """Take `model`, its scale and `trust` out of `options`, check the rest and build the model."""
+    scale, trust = _take_scale(mode, options), options.pop("trust", False)
     check_values(options)
     from yolo_lat.engine.model import YOLOLAT
 
-    return YOLOLAT(str(options.pop("model")), scale=scale)
+    return YOLOLAT(str(options.pop("model")), scale=scale, trust=trust)
 
 
 def recipe_of(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -136,6 +146,8 @@ def _score(predictions: str, options: dict[str, Any]) -> dict[str, float]:
 
 
 def _predict(options: dict[str, Any], mode: str = "predict") -> None:
+    if engine := options.pop("engine", None):
+        raise UserError(f"engine={engine} is unknown; write engine=ray, or leave it out")
     require(mode, options, "model", "source")
     options.setdefault("save", True)
     model = _load_model(mode, options)

@@ -158,6 +158,16 @@ def test_pictures_of_a_folder_come_by_name(tmp_path):
     assert [frame.name for frame in read(tmp_path / "[ab].*")[0]] == ["a.jpg", "b.png"]
 
 
+def test_a_picture_that_would_fill_the_memory_is_left_out(tmp_path, monkeypatch):
+    monkeypatch.setenv("YOLO_LAT_MAX_MEGAPIXELS", "1")
+    cv2.imwrite(str(tmp_path / "a.png"), picture({}))
+    cv2.imwrite(str(tmp_path / "b.png"), np.zeros((1100, 1000, 3), np.uint8))
+    frames, faults, said = read(tmp_path)
+    assert [frame.name for frame in frames] == ["a.png"]
+    assert faults.counts == {"unreadable pictures": 1}
+    assert "b.png: broken image, or one of more than 1 megapixels" in said[0]
+
+
 def test_a_camera_that_is_not_there_is_named():
     with pytest.raises(UserError, match="source=camera 97: no such camera, or another program uses it"):
         open_source("97", Faults())

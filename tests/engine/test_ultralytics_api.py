@@ -16,6 +16,7 @@ PRIVATE = {
         "parse_model": "nn/parser.py",
         "guess_model_scale": "nn/zoo.py",
         "load_checkpoint": "engine/checkpoint.py",
+        "torch_safe_load": "engine/unpickle.py",
         "BaseModel": "nn/parser.py",
         "_SafeLoad.activation": "nn/parser.py",
         "DetectionModel.is_fused": "engine/checkpoint.py",
@@ -91,7 +92,9 @@ PRIVATE = {
     "ultralytics.data.augment": {"Albumentations": "data/dataset.py"},
     "ultralytics.utils.instance": {"Instances.convert_bbox": "data/augment.py"},
     "ultralytics.data.loaders": {"LoadImagesAndVideos._append_image": "engine/predictor.py"},
+    "ultralytics.data.utils": {"check_det_dataset": "engine/offline.py"},
     "ultralytics.data.dataset": {
+        "load_dataset_cache_file": "engine/offline.py",
         "YOLODataset.get_img_files": "data/dataset.py",
         "YOLODataset.get_labels": "data/dataset.py",
         "YOLODataset.build_transforms": "data/dataset.py",

@@ -1,20 +1,32 @@
-"""Image files: which ones there are, how large they are, and whether they are whole."""
+"""Image files: which ones there are, how large they are, and whether they are whole.
+
+A few bytes can stand for a picture that fills the memory, so the pixels that a header names are counted before anything
+is decoded, and refused above a limit: 178 megapixels, as in Pillow, or what YOLO_LAT_MAX_MEGAPIXELS says.
+"""
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from yolo_lat.data.image_header import webp_size
 from yolo_lat.errors import UserError
 
 _FORMATS = frozenset({"BMP", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})  # MPO: JPEG with further pictures behind it
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # What Pillow's decoders raise.
 _DECODING = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+_LIMIT_VARIABLE, _LIMIT = "YOLO_LAT_MAX_MEGAPIXELS", 178
+_HIGHEST_LIMIT = 1073  # OpenCV's own
+_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
+_MOST_PAGES = 1000  # of a TIFF, all of which training decodes
 _ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
@@ -63,10 +75,10 @@ def image_size(file: Path) -> tuple[int, int]:
     A file that ends as its format demands is taken as whole; any other is decoded in full to find out.
 
     Raises:
-        UserError: missing, not an image, truncated, or of a kind that training would not see as it is.
+        UserError: missing, not an image, too large, truncated, or of a kind that training would not see as it is.
     """
     try:
-        with Image.open(file) as image:
+        with _opened(file) as image:
             if image.format not in _FORMATS:
                 raise UserError(f"{file}: holds {image.format}, whatever its suffix says; convert it to PNG or JPEG")
             with file.open("rb") as stream:
@@ -89,6 +101,79 @@ def image_size(file: Path) -> tuple[int, int]:
     except _DECODING as error:
         raise UserError(f"{file}: broken image ({error}); replace or remove it") from error
     return (height, width) if turned else (width, height)
+
+
+def check_pixels(file: Path) -> None:
+    """Refuse an image whose header names more pixels than are allowed; what Pillow cannot read passes.
+
+    Raises:
+        UserError: too large.
+    """
+    try:
+        _opened(file).close()
+    except UserError:
+        raise
+    except (*_DECODING, ImportError, MemoryError):
+        return
+
+
+def _opened(file: Path) -> Image.Image:
+    """Open an image, decode nothing, and refuse one of too many pixels."""
+    most = _most_pixels()
+    with file.open("rb") as stream:
+        size = webp_size(stream.read(30))
+    if size is not None:  # Pillow takes memory for the whole of a WebP when it opens one
+        _check_pixels(file, math.prod(size), most)
+    try:
+        image = Image.open(file)
+    except Image.DecompressionBombError:
+        raise _too_large(file, most) from None
+    try:
+        _check_pixels(file, math.prod(image.size), most)
+        if image.format == "TIFF":
+            _check_pixels(file, _tiff_pixels(image), most)
+    except BaseException:
+        image.close()
+        raise
+    return image
+
+
+def _most_pixels() -> float:
+    text = os.environ.get(_LIMIT_VARIABLE)
+    if text is None:
+        return _LIMIT * 1e6
+    if not text.isascii() or not text.isdigit() or not 0 < int(text) <= _HIGHEST_LIMIT:
+        raise UserError(f"{_LIMIT_VARIABLE}={text}: must be a whole number from 1 to {_HIGHEST_LIMIT}")
+    most = int(text) * 1e6
+    if Image.MAX_IMAGE_PIXELS is not None:  # Pillow warns above this value and refuses above twice as many
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, math.ceil(most / 2))
+    return most
+
+
+def _check_pixels(file: Path, pixels: float, most: float) -> None:
+    if pixels > most:
+        raise _too_large(file, most)
+
+
+def _too_large(file: Path, most: float) -> UserError:
+    return UserError(
+        f"{file}: broken image, or one of more than {most / 1e6:g} megapixels; make it smaller, or allow more by the "
+        f"environment variable {_LIMIT_VARIABLE}"
+    )
+
+
+def _tiff_pixels(image: Any) -> float:
+    """Return the pixels of all pages, each of which training decodes; a tile is decoded whole, however little shows."""
+    pixels = 0.0
+    for page in range(_MOST_PAGES):
+        try:
+            image.seek(page)
+        except EOFError:
+            image.seek(0)
+            return pixels
+        tile = image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_HEIGHT, 0)
+        pixels += max(math.prod(image.size), math.prod(tile))
+    return math.inf
 
 
 def _opencv_reads(file: Path) -> bool:

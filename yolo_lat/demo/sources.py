@@ -14,6 +14,7 @@ import av
 import cv2
 import numpy as np
 
+from yolo_lat.data.images import check_pixels
 from yolo_lat.demo.decoding import reason, upright, without_password
 from yolo_lat.demo.frames import Faults, Frame
 from yolo_lat.demo.live import camera, stream
@@ -65,6 +66,11 @@ class Pictures:
             if stop.is_set():
                 return
             file = self.files[index]
+            try:
+                check_pixels(file)
+            except UserError as error:
+                self.faults.add("unreadable pictures", f"{error}; left out")
+                continue
             image = cv2.imdecode(np.fromfile(file, np.uint8), cv2.IMREAD_COLOR) if file.stat().st_size else None
             if image is None:
                 self.faults.add("unreadable pictures", f"{file}: no readable picture, left out")

@@ -15,12 +15,15 @@ from typing import Any
 import onnxruntime as ort
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_state
 
+from yolo_lat.deploy.external_data import check_external_data
 from yolo_lat.errors import UserError
 
 # ONNX Runtime's errors have no base class of their own.
 ORT_ERRORS: tuple[type[Exception], ...] = tuple(
     e for e in vars(ort_state).values() if isinstance(e, type) and issubclass(e, Exception)
 )
+
+_UNREADABLE: tuple[type[Exception], ...] = (*ORT_ERRORS, ValueError, OSError)
 
 _CUDA = "CUDAExecutionProvider"
 
@@ -77,8 +80,8 @@ def open_session(path: Path, device: str = "cpu", settings: SessionSettings | No
         settings: defaults to `SessionSettings()`.
 
     Raises:
-        UserError: a missing or unreadable file, a device that is not there or whose libraries are missing, or a model
-            that no CUDA graph can hold where one is asked for.
+        UserError: a missing or unreadable file, one whose weights lie outside its folder, a device that is not there
+            or whose libraries are missing, or a model that no CUDA graph can hold where one is asked for.
     """
     settings, device_id = settings or SessionSettings(), parse_device(device)
     if not path.is_file():
@@ -93,10 +96,13 @@ def open_session(path: Path, device: str = "cpu", settings: SessionSettings | No
     if settings.profile:
         options.enable_profiling, options.profile_file_prefix = True, str(settings.profile)
     try:
+        check_external_data(path)
         if device_id is None:
             return _open(path, options, ["CPUExecutionProvider"])
         return _open_on_cuda(path, options, device, settings.cuda_options(device_id))
-    except ORT_ERRORS as error:
+    except UserError:
+        raise
+    except _UNREADABLE as error:
         if settings.cuda_graph and "graph capture" in str(error):
             raise UserError(
                 f"{path} cannot run as a CUDA graph ({first_line(error)}); export it with fixed sizes and without "

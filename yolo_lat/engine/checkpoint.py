@@ -13,9 +13,13 @@ from safetensors.torch import save_file
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
 
 from yolo_lat import __version__
+from yolo_lat.deploy.external_data import check_external_data
 from yolo_lat.deploy.onnx_detector import BEST_CLASS_OUTPUT, UINT8_INPUT
+from yolo_lat.engine import unpickle
 from yolo_lat.errors import UserError
 from yolo_lat.nn.model import LatModel
+
+unpickle.install()
 
 _FORMAT = "yolo-lat 1"
 
@@ -80,14 +84,16 @@ def load_safetensors(path: str | Path) -> LatModel:
 
 
 def load_pt(path: str | Path) -> tuple[DetectionModel, dict[str, Any]]:
-    """Load an Ultralytics checkpoint, ours or plain.
+    """Load an Ultralytics checkpoint, ours or plain; runs no code from the file unless it is trusted.
 
     Raises:
-        UserError: missing, truncated, or not a detection checkpoint.
+        UserError: missing, truncated, not a detection checkpoint, or one that names what is no part of a detector.
     """
     path = _existing(path)
     try:
         model, checkpoint = load_checkpoint(path)
+    except UserError:
+        raise
     except Exception as error:  # a foreign pickle can fail in any way
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: not a checkpoint of a detector ({reason}); give a .pt that training wrote") from error
@@ -102,11 +108,14 @@ def onnx_metadata(path: str | Path) -> dict[str, Any]:
     """Read what an export wrote into an ONNX file: names, stride, imgsz, args, layout, and whether its size is dynamic.
 
     Raises:
-        UserError: missing, damaged, or not an exported detector.
+        UserError: missing, damaged, not an exported detector, or one whose weights lie outside its folder.
     """
     path = _existing(path)
     try:
         model = onnx.load(path, load_external_data=False)
+        check_external_data(path)
+    except UserError:
+        raise
     except Exception as error:  # protobuf's errors have no base class of their own
         raise UserError(f"{path}: not an ONNX model, or a damaged one; export it again") from error
     written = {entry.key: entry.value for entry in model.metadata_props}

@@ -12,6 +12,7 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 from yolo_lat.data.download import download
+from yolo_lat.data.files import read_yaml
 from yolo_lat.data.registry import load_dataset
 from yolo_lat.engine import offline
 from yolo_lat.engine.arguments import (
@@ -28,6 +29,8 @@ from yolo_lat.engine.export import Export, export_onnx
 from yolo_lat.engine.predictor import LatPredictor
 from yolo_lat.engine.recipe import find_recipe, read_recipe
 from yolo_lat.engine.trainer import LatTrainer, find_checkpoint, resumable
+from yolo_lat.engine.trust import trust_files
+from yolo_lat.engine.unpickle import check_names as check_pickled_names
 from yolo_lat.engine.validator import LatMetrics, LatValidator, Submission, check_names
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.nn.model import LatModel
@@ -36,6 +39,7 @@ from yolo_lat.nn.zoo import is_ours, load_model_yaml, model_names
 offline.settle()
 
 _WEIGHTS = (".pt", ".safetensors", ".onnx")
+_WEIGHT_KEYS = ("pretrained", "distill_model")  # arguments of training that name weights
 
 
 class YOLOLAT(Model):
@@ -45,6 +49,8 @@ class YOLOLAT(Model):
         model: a name (`yolo-lat-n`), a model YAML, or weights (.pt, .safetensors, .onnx).
         scale: which of a YAML's scales to build, where its name does not say.
         verbose: log the table of layers.
+        trust: open every .pt that is named here or in a call (`pretrained`, `resume`, ...) whatever it holds. Opening a
+            pickle may run code; without this, one that names more than the parts of a detector is refused.
 
     Raises:
         UserError: no such model, or a file that cannot be loaded.
@@ -60,9 +66,18 @@ class YOLOLAT(Model):
     ckpt: dict[str, Any] | None
     exported: Export  # what the last export to ONNX found
 
-    def __init__(self, model: str | Path = "yolo-lat-n", scale: str | None = None, verbose: bool = False) -> None:
-        self.scale = scale
+    def __init__(
+        self,
+        model: str | Path = "yolo-lat-n",
+        scale: str | None = None,
+        verbose: bool = False,
+        trust: bool = False,
+    ) -> None:
+        if not isinstance(trust, bool):
+            raise UserError(f"trust={trust}: must be True or False")
+        self.scale, self.trust = scale, trust
         name = str(model).strip()
+        self._admit(name)
         suffix = Path(name).suffix.lower()
         if suffix not in (*_WEIGHTS, ".yaml", ".yml"):
             if not is_ours(name):
@@ -118,6 +133,16 @@ class YOLOLAT(Model):
         self.task, self.ckpt_path, self.model_name = task, weights, weights
         self.overrides.update(model=weights, task=task)
 
+    def load(self, weights: Any = "yolo26n.pt") -> YOLOLAT:
+        """Take over the weights of a .pt, or of a module, where names and shapes agree.
+
+        Raises:
+            UserError: a .pt that names what is no part of a detector.
+        """
+        self._admit(weights)
+        super().load(weights)
+        return self
+
     def save(self, filename: str | Path = "model.safetensors") -> None:
         """Write the weights as safetensors, or as an Ultralytics checkpoint when the name ends in .pt."""
         if Path(filename).suffix == ".safetensors":
@@ -143,6 +168,7 @@ class YOLOLAT(Model):
         """
         self._check_is_pytorch_model()
         resume = kwargs.get("resume")
+        self._admit(resume, *(kwargs.get(key) for key in _WEIGHT_KEYS))
         if resume:
             given = not isinstance(resume, bool)
             where = find_checkpoint(resume) if given else self.ckpt_path or self.cfg
@@ -150,10 +176,23 @@ class YOLOLAT(Model):
                 raise UserError(f"resume={where} is no unfinished training; give the last.pt of one")
         if kwargs.get("cfg"):
             kwargs["cfg"] = str(find_recipe(kwargs["cfg"]))
-            kwargs = {"data": read_recipe(Path(kwargs["cfg"])).get("data"), **kwargs}
+            recipe = read_recipe(Path(kwargs["cfg"]))
+            self._admit(*(recipe.get(key) for key in _WEIGHT_KEYS))
+            kwargs = {"data": recipe.get("data"), **kwargs}
         if not resume and not kwargs.get("data"):
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
         return super().train(trainer, **self._checked(kwargs, rectangles=False))
+
+    def tune(self, use_ray: bool = False, iterations: int = 10, *args: Any, **kwargs: Any) -> Any:
+        """Search hyperparameters, as Ultralytics does, in processes of plain Ultralytics.
+
+        Raises:
+            UserError: data or weights that those processes would run code of.
+        """
+        self._admit(*(kwargs.get(key) for key in _WEIGHT_KEYS))
+        if kwargs.get("data") and (spec := load_dataset(kwargs["data"])).download:
+            raise UserError(f"{spec.file}, key download: tune() would run it; fetch the data and remove the key")
+        return super().tune(use_ray, iterations, *args, **kwargs)
 
     def val(self, validator: Any = None, **kwargs: Any) -> LatMetrics | Submission:
         """Evaluate on a split of `data`, the training data unless given, with pycocotools.
@@ -193,6 +232,10 @@ class YOLOLAT(Model):
         """
         if source is None:
             raise UserError("source is missing; give source= an image, a folder, a video or a camera number")
+        tracker = kwargs.get("tracker")
+        if tracker and Path(tracker).is_file():
+            settings = read_yaml(Path(tracker))
+            self._admit(settings.get("model") if isinstance(settings, dict) else None)  # tells objects by their looks
         return super().predict(source, stream, predictor, **self._checked(kwargs))
 
     def export(self, **kwargs: Any) -> str:
@@ -239,6 +282,15 @@ class YOLOLAT(Model):
         self._check_is_pytorch_model()
         check_image_size(imgsz, int(max(self.model.stride)))
         return super().info(detailed, verbose, imgsz)
+
+    def _admit(self, *files: Any) -> None:
+        """Trust those of `files` that are paths of a .pt if the user does, else refuse what may run code."""
+        if self.trust:
+            trust_files(files)
+            return
+        for file in files:
+            if isinstance(file, str | Path) and Path(file).suffix.lower() == ".pt" and Path(file).is_file():
+                check_pickled_names(Path(file))
 
     def _check_is_pytorch_model(self) -> None:
         if not isinstance(self.model, torch.nn.Module):

@@ -1,4 +1,4 @@
-"""Keep the engine offline and quiet: no telemetry, no integrations that nobody asked for, no font download."""
+"""Keep the engine offline and quiet: no telemetry, no integrations that nobody asked for, no font or data download."""
 
 from __future__ import annotations
 
@@ -7,14 +7,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any, NoReturn
 
 import matplotlib
 from PIL import Image
+from ultralytics.data import dataset as data_sets
+from ultralytics.data import utils as data_utils
+from ultralytics.engine import exporter, trainer, validator
 from ultralytics.utils import LOGGER, SETTINGS, USER_CONFIG_DIR, patches
 from ultralytics.utils.events import events
 
 _INTEGRATIONS = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb", "vscode_msg")
 _FONTS = ("Arial.ttf", "Arial.Unicode.ttf")
+_stock_check = data_utils.check_det_dataset
 
 
 def settle() -> None:
@@ -23,6 +28,9 @@ def settle() -> None:
     The settings file is that of this package (see `yolo_lat.__init__`), not the one that plain Ultralytics uses.
     """
     events.enabled = False
+    for module in (data_utils, exporter, trainer, validator):  # each has the function under its own name
+        module.check_det_dataset = check_dataset
+    data_sets.load_dataset_cache_file = refuse_cache
     if find_spec("pi_heif") is None:
         Image.open = patches._image_open  # Ultralytics' own tries to install that package when a file is no image
     wanted = {key: False for key in _INTEGRATIONS if SETTINGS.get(key)}
@@ -32,6 +40,16 @@ def settle() -> None:
     for name in _FONTS:
         if not (USER_CONFIG_DIR / name).exists():
             shutil.copyfile(font, USER_CONFIG_DIR / name)
+
+
+def check_dataset(dataset: str | Path, autodownload: bool = False, split: str = "") -> dict[str, Any]:
+    """Do what `ultralytics.data.utils.check_det_dataset` does, but never run the key `download` of a data YAML."""
+    return _stock_check(dataset, autodownload=False, split=split)
+
+
+def refuse_cache(path: Path) -> NoReturn:
+    """Let Ultralytics read labels from their files: its cache beside the data is a pickle, which may run code."""
+    raise FileNotFoundError(f"{path}: label caches are not read")
 
 
 @contextmanager

@@ -9,12 +9,14 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from PIL import Image
 from ultralytics.data.loaders import LoadImagesAndVideos
+from ultralytics.data.utils import IMG_FORMATS
 from ultralytics.engine.results import Results
 from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.utils import nms, ops
 
-from yolo_lat.data.images import IMAGE_SUFFIXES, image_size
+from yolo_lat.data.images import IMAGE_SUFFIXES, check_pixels, image_size
 from yolo_lat.errors import UserError
 
 
@@ -31,13 +33,14 @@ class LatPredictor(DetectionPredictor):
             super().setup_source(source, *args, **kwargs)
         except UnicodeDecodeError as error:
             raise UserError(f"{source}: not a text file; list one image or video a line") from error
-        except OSError as error:  # missing files, broken images in a list, cameras that do not open
+        except (OSError, Image.DecompressionBombError) as error:  # such as missing files, cameras that do not open
             problem = " ".join(str(error).split()).partition(" Supported formats")[0].rstrip(".")
             raise UserError(f"source={source}: {problem}; give a readable image, video, folder or camera") from error
         if isinstance(self.dataset, LoadImagesAndVideos):
             for file, is_video in zip(self.dataset.files, self.dataset.video_flag, strict=True):
                 if is_video:
                     _check_video(file)
+            self.dataset.files = _LookedAt(self.dataset.files)
             self.dataset._append_image = partial(_append_image, type(self.dataset), self.dataset)
 
     def postprocess(self, preds: Any, img: torch.Tensor, orig_imgs: Any, **kwargs: Any) -> list[Results]:
@@ -64,6 +67,24 @@ class LatPredictor(DetectionPredictor):
         return results
 
 
+class _LookedAt(list[str]):
+    """Paths that are looked at when the loader takes them to decode them.
+
+    Raises:
+        UserError: on taking, an image that is too large or broken; OpenCV decodes what there is of a truncated one.
+    """
+
+    def __getitem__(self, place: Any) -> Any:
+        """Return one path, or several for a slice."""
+        taken = super().__getitem__(place)
+        for path in map(Path, taken if isinstance(place, slice) else [taken]):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                image_size(path)
+            elif path.suffix.lower().removeprefix(".") in IMG_FORMATS:
+                check_pixels(path)
+        return taken
+
+
 def _append_image(
     loader: type[LoadImagesAndVideos],
     dataset: LoadImagesAndVideos,
@@ -74,8 +95,6 @@ def _append_image(
     im0: np.ndarray | None,
     idx: int,
 ) -> None:
-    if Path(path).suffix.lower() in IMAGE_SUFFIXES:
-        image_size(Path(path))  # OpenCV decodes what there is of a truncated file
     if im0 is None:
         raise UserError(f"{path}: broken image; replace or remove it")
     loader._append_image(dataset, paths, imgs, info, path, im0, idx)

@@ -39,6 +39,7 @@ from yolo_lat.engine.train_options import (
     logger_names,
     take_own,
 )
+from yolo_lat.engine.trust import trust_files
 from yolo_lat.engine.validator import LatValidator, ultralytics_data
 from yolo_lat.errors import UserError
 from yolo_lat.nn.attention import ProjectedELA
@@ -284,9 +285,16 @@ class LatTrainer(DetectionTrainer):
         with staged(folder) as stage:
             self.wdir, self.last, self.best = stage, stage / self.last.name, stage / self.best.name
             try:
-                return bool(super().save_model())
+                saved = bool(super().save_model())
             finally:
                 self.wdir, (self.last, self.best) = folder, names
+        trust_files(names)  # our own, whatever classes the model has
+        return saved
+
+    def train(self) -> None:
+        """Train, in other processes if there are several devices."""
+        super().train()
+        trust_files((self.last, self.best))  # which those processes have written
 
     def plot_training_samples(self, batch: dict[str, Any], ni: int) -> None:
         """Draw a batch with its boxes."""

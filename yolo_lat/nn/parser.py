@@ -78,7 +78,10 @@ def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Se
         UserError: an unknown row, or one that cannot be built; the message names file and row.
     """
     activation = Conv.default_act  # of the whole process; Ultralytics restores it only when nothing fails
+    d = dict(d)
     try:
+        if given := d.pop("activation", None):  # Ultralytics would evaluate it, whatever it is
+            Conv.default_act = _activation(given, d.get("yaml_file", "model YAML"))
         if all(_is_stock(row[2]) for row in d["backbone"] + d["head"] if isinstance(row, list) and len(row) == 4):
             return _stock_parse_model(d, ch, verbose)
         return _Parser(d).build(ch, verbose)
@@ -213,8 +216,6 @@ class _Parser:
         row = ROWS[name]
         if not row.many and len(widths) != 1:
             raise self.error(i, f"takes one feature map, not {len(widths)}; join them with HyperLink or Concat first")
-        if self.d.get("activation"):
-            Conv.default_act = tasks._SafeLoad.activation(self.d["activation"])
         try:
             if row.head:
                 nc = self.d["nc"] if args[:1] == ["nc"] else args[0]
@@ -228,6 +229,17 @@ class _Parser:
             raise self.error(i, f"cannot be built with {args}: {error}") from error
 
 
+def _activation(text: Any, file: str) -> nn.Module:
+    """Build the module that the key `activation` of a model YAML names; evaluates nothing."""
+    try:
+        return tasks._SafeLoad.activation(str(text))
+    except TypeError as error:
+        raise UserError(
+            f"{file}, key activation: '{text}' does not call a module of torch.nn with plain values; write for example "
+            "nn.SiLU()"
+        ) from error
+
+
 def _as_list(sources: Any) -> list[Any]:
     return sources if isinstance(sources, list) else [sources]
 
@@ -236,7 +248,7 @@ def _is_stock(name: Any) -> bool:
     """Whether Ultralytics itself knows a row of that name."""
     for prefix, package in {"nn.": "torch.nn", "torchvision.ops.": "torchvision.ops"}.items():
         if str(name).startswith(prefix):
-            return hasattr(importlib.import_module(package), name.removeprefix(prefix))
+            return _is_module(getattr(importlib.import_module(package), name.removeprefix(prefix), None))
     return _is_module(getattr(tasks, str(name), None))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
+from yolo_lat.data import image_header
 from yolo_lat.serve.refusal import RefusalError
 
 Content = bytes | bytearray
@@ -47,21 +48,15 @@ def check_structure(content: Content, kind: str) -> None:
 
 
 def webp_size(content: Content) -> tuple[int, int]:
-    """Return the (width, height) that a WebP's first chunk names, as in its container specification and RFC 6386.
+    """Return the (width, height) that a WebP's first chunk names.
 
     Raises:
         RefusalError: 400.
     """
-    chunk, data = content[12:16], content[20:30]
-    if len(data) == 10:
-        if chunk == b"VP8X":
-            return int.from_bytes(data[4:7], "little") + 1, int.from_bytes(data[7:10], "little") + 1
-        if chunk == b"VP8 ":
-            return int.from_bytes(data[6:8], "little") & 0x3FFF, int.from_bytes(data[8:10], "little") & 0x3FFF
-        if chunk == b"VP8L":
-            bits = int.from_bytes(data[1:5], "little")
-            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-    raise broken("WEBP")
+    size = image_header.webp_size(content)
+    if size is None:
+        raise broken("WEBP")
+    return size
 
 
 def broken(kind: str) -> RefusalError:

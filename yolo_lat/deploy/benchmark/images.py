@@ -11,6 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from yolo_lat.data.images import check_pixels
 from yolo_lat.deploy.preprocess import letterbox, to_input
 from yolo_lat.errors import UserError
 
@@ -92,6 +93,7 @@ def load_pictures(data: str | None, source: str | None, seed: int) -> Pictures:
     chosen = np.random.default_rng(seed).permutation(len(files))[:_MOST]
     images = []
     for file in (files[i] for i in sorted(chosen)):
+        check_pixels(file)
         image = cv2.imread(str(file))
         if image is None:
             raise UserError(f"{file} cannot be read as a picture; remove or replace it")
