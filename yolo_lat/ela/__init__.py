@@ -4,7 +4,7 @@ Needs torch alone and nothing else of this package. Triton, which torch brings a
 """
 
 from yolo_lat.ela.attention import ELAState, ela_state, exact_linear_attention
-from yolo_lat.ela.causal import causal_attention
+from yolo_lat.ela.causal import causal_attention, ela_step_
 from yolo_lat.ela.check import KernelReport, check_kernel
 from yolo_lat.ela.fused import FormChoice, choose_form, ela_form
 from yolo_lat.ela.kernels import (
@@ -41,6 +41,7 @@ __all__ = [
     "choose_form",
     "ela_form",
     "ela_state",
+    "ela_step_",
     "exact_linear_attention",
     "future_leak",
     "get_kernel",

@@ -12,6 +12,8 @@ chunks, and groups of groups, so that a million tokens take four levels and no l
 For a `LogKernel` a sum up to chunk n is held on the scale exp(m_n), m_n the largest logarithm so far: weights of what
 came earlier are exp(m_t - m_n) <= 1. Nothing overflows whatever L is, and what is new is never scaled away. Within one
 chunk logarithms of a feature may rise by 80 before the tokens ahead of the rise vanish in float32.
+
+What is written out here is the plain form. `yolo_lat.ela.causal_fused` computes the same in fewer steps on CUDA.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from yolo_lat.ela.attention import ELAState, no_autocast, wide
+from yolo_lat.ela import causal_fused
+from yolo_lat.ela.attention import ELAState, ela_state, no_autocast, wide
+from yolo_lat.ela.fused import choose_form
 from yolo_lat.ela.kernels import HadamardExp, Kernel, LogKernel
 
 CHUNK = 64  # tokens whose pairs are formed, and states that are summed at once
@@ -80,7 +84,7 @@ def causal_attention(
         segments: (B, L) integers, packed sequences: tokens attend within their own, which must be contiguous. The first
             segment goes on from `state`.
         mask: (B, L) bool, True for keys that count; None counts all. Where no key counts yet y is 0.
-        chunk: tokens whose pairs are formed; a matter of speed.
+        chunk: tokens whose pairs are formed; a matter of speed, and of the plain form alone.
 
     Returns:
         y (B, H, L, Dv) in q's dtype, and the state after the last token (of its segment), from which decoding goes on:
@@ -94,6 +98,9 @@ def causal_attention(
     for name, given in (("segments", segments), ("mask", mask)):
         if given is not None and given.shape != (k.shape[0], k.shape[2]):
             raise ValueError(f"{name} must be (B, L), got {tuple(given.shape)} for k {tuple(k.shape)}")
+    if _fused(q, k, v, kernel, state, mask, segments):
+        y, (S, C, log_scale) = causal_fused.attend(q, k, v, None if state is None else _sums(state))
+        return y, ELAState(S, C, kernel, log_scale)
     batch, heads, length, width = v.shape
     places = -(-length // chunk)
     with no_autocast(q.device.type):
@@ -138,6 +145,73 @@ def causal_attention(
         y = y.reshape(batch, heads, places * chunk, width)[:, :, :length].to(q.dtype)
     S, C, m = prefix.S[:, :, -1], prefix.C[:, :, -1], prefix.m[:, :, -1]
     return y, ELAState(S, C, kernel, m if logarithmic else None)
+
+
+def ela_step_(q: Tensor, k: Tensor, v: Tensor, state: ELAState) -> Tensor:
+    """Add one token to a state in place and attend from it, y = sum_j k(q, k_j) v_j / sum_j k(q, k_j).
+
+    The state's tensors stay where they are in memory, so that a CUDA graph of this function can be replayed token by
+    token. No gradient passes through it.
+
+    Args:
+        q: query (B, H, 1, D).
+        k: key (B, H, 1, D).
+        v: value (B, H, 1, Dv).
+        state: of the tokens so far, of any kernel. Decoding from nothing on starts with that of a token under a mask of
+            False.
+
+    Returns:
+        y (B, H, 1, Dv) in q's dtype, the token itself being attended to as well.
+
+    Raises:
+        ValueError: shapes that do not belong together, a state whose heads share memory, or a gradient asked for.
+    """
+    kernel, S = state.kernel, state.S
+    _check(q, k, v, kernel, state, CHUNK)
+    sums = [x for x in (S, state.C, state.log_scale) if x is not None]
+    if k.shape[2] != 1 or S.dim() != 4 or (*S.shape[:2], S.shape[3]) != (*v.shape[:2], v.shape[3]):
+        raise ValueError(f"a step takes one token of the state's heads, got v {tuple(v.shape)} for S {tuple(S.shape)}")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *sums)):
+        raise ValueError("ela_step_ has no gradient; call it under torch.no_grad(), or causal_attention in its place")
+    if any(stride == 0 < size - 1 for x in sums for size, stride in zip(x.shape, x.stride(), strict=True)):
+        raise ValueError("the state's heads share memory, as after expand(), and a step in place needs a clone of them")
+    if _fused(q, k, v, kernel, state):
+        return causal_fused.step_in_place_op(q, k, v, *_sums(state))
+    after = state + ela_state(k, v, kernel)
+    for old, new in zip(sums, (after.S, after.C, after.log_scale), strict=False):
+        assert new is not None
+        old.copy_(new)
+    return after.query(q)
+
+
+def _fused(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    kernel: Kernel,
+    state: ELAState | None,
+    mask: Tensor | None = None,
+    segments: Tensor | None = None,
+) -> bool:
+    obstacle = None
+    if mask is not None:
+        obstacle = "a mask hides tokens"
+    elif segments is not None:
+        obstacle = "sequences are packed"
+    elif not q.dtype == k.dtype == v.dtype:
+        obstacle = f"queries are {q.dtype}, keys {k.dtype} and values {v.dtype}"
+    elif k.numel() == 0 or v.numel() == 0:
+        obstacle = "there are no tokens"
+    elif state is not None and state.S.dtype != torch.float32:
+        obstacle = f"only states in float32 are fused, and this is {state.S.dtype}"
+    elif state is not None and state.S.shape != (*k.shape[:2], k.shape[3], v.shape[3]):
+        obstacle = f"keys {tuple(k.shape)} and values {tuple(v.shape)} do not fit a state {tuple(state.S.shape)}"
+    return choose_form(kernel, k.device, k.dtype, (k.shape[3], v.shape[3]), obstacle).form == "fused"
+
+
+def _sums(state: ELAState) -> causal_fused.Sums:
+    assert state.log_scale is not None
+    return state.S, state.C, state.log_scale
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, state: ELAState | None, chunk: int) -> None:

@@ -165,6 +165,17 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
+def _division(x: Tensor, key_dim: int, value_dim: int, most_splits: int | None = None) -> tuple[int, int, int]:
+    """Return how many splits the tokens of x (B, H, L, any) go in, and the tokens of a split and of a block."""
+    narrow = max(key_dim, value_dim) <= 16
+    block = 64 if x.dtype != torch.float32 else 32 if narrow else 16  # float32 products keep both operands in registers
+    splits = -(-_PROGRAMS // (x.shape[0] * x.shape[1]))
+    splits = min(splits, most_splits) if most_splits else splits
+    tokens = max(-(-x.shape[2] // splits), _FEWEST_TOKENS)
+    tokens = -(-tokens // block) * block
+    return -(-x.shape[2] // tokens), tokens, block
+
+
 class _Launch(NamedTuple):
     """How a kernel goes over the tokens of all sequences: `splits` programs a sequence, `tokens` each."""
 
@@ -183,13 +194,8 @@ class _Launch(NamedTuple):
         x = tensors[0]
         half = x.dtype != torch.float32
         dp, dvp = (max(16, _power_of_two(n)) for n in (key_dim, value_dim))
-        block = 64 if half else 32 if dp * dvp == 256 else 16  # float32 products keep both operands in registers
         sequences, length = x.shape[0] * x.shape[1], x.shape[2]
-        splits = -(-_PROGRAMS // sequences)
-        splits = min(splits, most_splits) if most_splits else splits
-        tokens = max(-(-length // splits), _FEWEST_TOKENS)
-        tokens = -(-tokens // block) * block
-        splits = -(-length // tokens)
+        splits, tokens, block = _division(x, key_dim, value_dim, most_splits)
         constants: dict[str, int | bool] = {
             "D": key_dim,
             "DV": value_dim,

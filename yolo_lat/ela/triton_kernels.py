@@ -96,7 +96,7 @@ def _means(S, C, D: tl.constexpr):
     Means over many tokens differ little from one another, and half precision keeps their difference only if what they
     have in common is taken out before.
     """
-    U = S / tl.where(C == 0, 1.0, C)[:, None]
+    U = S * (1.0 / tl.where(C == 0, 1.0, C))[:, None]
     centre = tl.sum(U, 0) / D
     return U - centre[None, :], centre
 
