@@ -240,7 +240,7 @@ def run(args: argparse.Namespace) -> None:
     }
     if args.out.is_file():
         earlier = json.loads(args.out.read_text())
-        if (earlier["text"], earlier["size"]) != json.loads(json.dumps((text.about, asdict(size)))):
+        if [earlier["text"], earlier["size"]] != json.loads(json.dumps([text.about, asdict(size)])):
             raise ValueError(f"{args.out} holds runs on another text or of another size; give a new file")
         record["runs"] = earlier["runs"]
     finished = {(entry["variant"], entry["seed"]) for entry in record["runs"]}
