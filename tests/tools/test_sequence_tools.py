@@ -101,3 +101,17 @@ def test_performer_comes_near_softmax_with_many_features():
         kernel = bench_attention.FavorPlus(8, features, torch.device("cpu"))
         errors.append(float((causal_attention(q, k, v, kernel)[0] - exact).norm() / exact.norm()))
     assert errors[1] < 0.05 < errors[0]
+
+
+def test_the_guides_table_is_that_of_the_record():
+    root = TOOLS.parent
+    record = json.loads((root / "docs/results/sequence-small-cpu.json").read_text())
+    guide = (root / "docs/sequence.md").read_text()
+    rows = study_sequence.grouped(record)
+    assert list(rows) == list(study_sequence.variants(LMConfig()))
+    for name, entries in rows.items():
+        losses = [
+            study_sequence.spread([entry[key] for entry in entries])
+            for key in ("held_out_loss", "loss_at_once", "loss_from_the_past_alone")
+        ]
+        assert f"| {name} | {entries[0]['parameters'] / 1e6:.2f} M | {' | '.join(losses)} |" in guide
