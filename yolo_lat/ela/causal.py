@@ -102,6 +102,11 @@ def causal_attention(
         y, (S, C, log_scale) = causal_fused.attend(q, k, v, None if state is None else _sums(state))
         return y, ELAState(S, C, kernel, log_scale)
     batch, heads, length, width = v.shape
+    if length == 1 and segments is None and mask is None and not torch.is_grad_enabled():  # a step of decoding
+        token = ela_state(k, v, kernel)
+        state = token if state is None else state + token
+        return state.query(q), state
+    chunk = min(chunk, max(length, 2))
     places = -(-length // chunk)
     with no_autocast(q.device.type):
         logarithmic = isinstance(kernel, LogKernel)
