@@ -32,6 +32,7 @@ _EXTRAS = {
     },
     "serve": {"fastapi", "uvicorn", "python_multipart", "prometheus_client", "starlette", "pydantic"},
     "demo": {"av", "supervision", "scipy"},
+    "ray": {"ray", "pyarrow", "pandas"},
 }
 
 

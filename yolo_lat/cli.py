@@ -13,17 +13,18 @@ from collections.abc import Sequence
 
 from yolo_lat import __version__, missing_package
 from yolo_lat.cli_benchmark import RUN_BENCHMARK
+from yolo_lat.cli_collection import PREDICT_RAY, RUN_COLLECTION
 from yolo_lat.cli_data import RUN_DATA
 from yolo_lat.cli_demo import RUN_DEMO
 from yolo_lat.cli_help import group_help, mode_help, overview
 from yolo_lat.cli_modes import MODES
-from yolo_lat.cli_parse import parse
+from yolo_lat.cli_parse import merge_fragments, parse
 from yolo_lat.cli_run import RUN_ENGINE
 from yolo_lat.cli_serve import RUN_SERVE
 from yolo_lat.cli_web import RUN_WEB
 from yolo_lat.errors import UserError, nearest
 
-RUN = RUN_ENGINE | RUN_BENCHMARK | RUN_SERVE | RUN_DATA | RUN_DEMO | RUN_WEB
+RUN = RUN_ENGINE | RUN_COLLECTION | RUN_BENCHMARK | RUN_SERVE | RUN_DATA | RUN_DEMO | RUN_WEB
 _HELP_WORDS = frozenset({"--help", "-h", "help"})
 _INPUT_ERRORS = (UserError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "memoryerror")
@@ -65,6 +66,8 @@ def dispatch(words: Sequence[str]) -> None:
     if words and words[0] in _HELP_WORDS:
         words = [*words[1:], "--help"]  # yolo-lat help train
     name, rest = _mode_name(words)
+    if name == "predict":
+        name, rest = _predict_mode(rest)
     if name == "--version":
         print(f"yolo-lat {__version__}")
     elif not name:
@@ -100,6 +103,13 @@ def _mode_name(words: list[str]) -> tuple[str, list[str]]:
         names = dict.fromkeys(name.partition(" ")[0] for name in MODES)
         raise UserError(f"unknown mode '{first}'{nearest(first, names) or '; use one of ' + ', '.join(names)}")
     return first, rest
+
+
+def _predict_mode(words: list[str]) -> tuple[str, list[str]]:
+    """Return the mode of predict that the words ask for, and those of them that are not `engine=ray`."""
+    words = merge_fragments(words)
+    others = [word for word in words if word not in ("engine=ray", "--engine=ray")]
+    return (PREDICT_RAY, others) if len(others) < len(words) else ("predict", words)
 
 
 def _actions(group: str) -> list[str]:

@@ -1,0 +1,172 @@
+"""The folder of a run: the list of inputs, and the finished parts, each of which appears at once and whole.
+
+`inputs.parquet` lists the input files in the order that they are taken. A part is a folder
+`detections/000000000000-000000000200`, of the inputs from the first number up to the second, with Parquet files and,
+in `_part.json`, what is known of it. It is written beside the others under a name that begins with a dot, which readers
+of Parquet leave out, and then renamed: a killed run leaves finished parts, and one without a name that is removed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import uuid
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from itertools import count, islice
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from yolo_lat.errors import UserError
+
+if sys.platform != "win32":
+    import fcntl
+
+DETECTIONS = "detections"
+_RUN, _INPUTS, _PART, _SUMMARY, _UNFINISHED = "run.json", "inputs.parquet", "_part.json", "summary.json", ".unfinished"
+_ROWS = 100_000  # of a row group of the list of inputs
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is known of a finished part.
+
+    Attributes:
+        start, stop: numbers of its first input and of the one after its last.
+        images: images in it, failed ones included.
+        failed: those of them without a result, and input files that could not be read.
+        detections: boxes in it.
+        seconds: that it took.
+    """
+
+    start: int
+    stop: int
+    images: int
+    failed: int
+    detections: int
+    seconds: float
+
+
+class RunFolder:
+    """The folder of a run that this process is at; use it as a context.
+
+    Args:
+        path: the folder.
+        settings: what the run was asked to do.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, settings
+        self._lock = _lock(path)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.close()
+
+    @classmethod
+    def new(cls, path: Path, settings: dict[str, Any], inputs: Iterable[str]) -> RunFolder:
+        """Make the folder at `path`, or at `path`-2, ... where that exists, with the list of inputs.
+
+        It appears with the list, so that one that is there can be gone on with; nothing is left if listing fails.
+        """
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}")
+        partial.mkdir()
+        try:
+            _write_inputs(partial / _INPUTS, iter(inputs))
+            (partial / DETECTIONS).mkdir()
+            (partial / _RUN).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            names = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in count(1))
+            return cls(partial.rename(next(name for name in names if not name.exists())), settings)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """Open the folder of an unfinished run.
+
+        Raises:
+            UserError: no such run, one that is complete, or one that another process is at.
+        """
+        try:
+            settings = json.loads((path / _RUN).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"resume={path}: holds no readable {_RUN}; give the folder of such a run, or another name"
+            ) from error
+        if (path / _SUMMARY).is_file():
+            raise UserError(f"resume={path}: this run is complete; start another without resume=")
+        return cls(path, settings)
+
+    @property
+    def total(self) -> int:
+        """Number of input files."""
+        return int(pq.read_metadata(self.path / _INPUTS).num_rows)
+
+    def inputs(self, start: int) -> Iterator[str]:
+        """Yield the input files from number `start` on."""
+        with pq.ParquetFile(self.path / _INPUTS) as file:
+            batches = file.iter_batches(_ROWS)
+            yield from islice((name for batch in batches for name in batch["file"].to_pylist()), start, None)
+
+    def parts(self) -> list[Part]:
+        """Return the finished parts in order.
+
+        Raises:
+            UserError: one is missing between others.
+        """
+        files = sorted((self.path / DETECTIONS).glob(f"*-*/{_PART}"))
+        parts = [Part(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+        for before, after in zip([0, *(part.stop for part in parts)], parts, strict=False):
+            if before != after.start:
+                raise UserError(
+                    f"{self.path / DETECTIONS}: the part of inputs {before} to {after.start} is missing; put it back, "
+                    "or remove those after it too"
+                )
+        return parts
+
+    def new_part(self) -> Path:
+        """Return an empty folder for the files of a part, to be given to `finish`."""
+        for left in (self.path / DETECTIONS).glob(f"{_UNFINISHED}-*"):  # by a run that was killed
+            shutil.rmtree(left)
+        # Under a name of its own: a worker of the killed run that still writes finds its folder gone.
+        folder = self.path / DETECTIONS / f"{_UNFINISHED}-{uuid.uuid4().hex[:8]}"
+        folder.mkdir()
+        return folder
+
+    def finish(self, folder: Path, part: Part) -> None:
+        """Give a written part its name, which makes it count."""
+        (folder / _PART).write_text(json.dumps(asdict(part)) + "\n", encoding="utf-8")
+        folder.rename(folder.with_name(f"{part.start:012d}-{part.stop:012d}"))
+
+    def complete(self, summary: dict[str, Any]) -> None:
+        """Write the summary, the last file of a run."""
+        partial = self.path / f".{_SUMMARY}"
+        partial.write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.path / _SUMMARY)
+
+
+def _write_inputs(path: Path, names: Iterator[str]) -> None:
+    schema = pa.schema([("file", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        while rows := list(islice(names, _ROWS)):
+            writer.write_table(pa.table({"file": rows}, schema))
+
+
+def _lock(path: Path) -> IO[str]:
+    """Hold the run of a folder; the system lets go of it when the process ends, however it ends."""
+    stream = (path / _RUN).open("r+", encoding="utf-8")
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.close()
+            raise UserError(f"{path}: another process is at this run; wait for it or end it") from error
+    return stream
