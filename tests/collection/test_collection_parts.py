@@ -181,6 +181,13 @@ def test_what_is_no_whole_image_is_refused(content, reason):
     assert reason in refusal(decode, content)
 
 
+def test_the_limit_of_pixels_is_that_of_all_readers(monkeypatch):
+    content = cv2.imencode(".png", np.zeros((1100, 1000, 3), np.uint8))[1].tobytes()
+    assert decode(content).shape == (1100, 1000, 3)
+    monkeypatch.setenv("YOLO_LAT_MAX_MEGAPIXELS", "1")
+    assert "more than 1 megapixels" in refusal(decode, content)
+
+
 def test_workers_import_no_torch():
     code = "import sys, yolo_lat.collection.worker; assert not {'torch', 'ultralytics'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from yolo_lat.errors import UserError
-
-if sys.platform != "win32":
-    import fcntl
+from yolo_lat.run_lock import lock_run
 
 DETECTIONS = "detections"
 _RUN, _INPUTS, _PART, _SUMMARY, _UNFINISHED = "run.json", "inputs.parquet", "_part.json", "summary.json", ".unfinished"
@@ -61,7 +58,7 @@ class RunFolder:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, settings
-        self._lock = _lock(path)
+        self._lock = lock_run(path, _RUN)
 
     def __enter__(self) -> RunFolder:
         return self
@@ -158,15 +155,3 @@ def _write_inputs(path: Path, names: Iterator[str]) -> None:
     with pq.ParquetWriter(path, schema) as writer:
         while rows := list(islice(names, _ROWS)):
             writer.write_table(pa.table({"file": rows}, schema))
-
-
-def _lock(path: Path) -> IO[str]:
-    """Hold the run of a folder; the system lets go of it when the process ends, however it ends."""
-    stream = (path / _RUN).open("r+", encoding="utf-8")
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            stream.close()
-            raise UserError(f"{path}: another process is at this run; wait for it or end it") from error
-    return stream

@@ -14,6 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from yolo_lat.collection.sources import Source
 from yolo_lat.data.image_header import webp_size
+from yolo_lat.data.images import ENDINGS, FORMATS, most_pixels
 from yolo_lat.deploy import Detections, OnnxDetector
 from yolo_lat.errors import UserError
 
@@ -28,9 +29,6 @@ SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-_FORMATS = ("BMP", "JPEG", "MPO", "PNG", "TIFF", "WEBP")
-_MOST_PIXELS = 178e6  # what Pillow refuses to open, but for WebP, for which it takes the memory first
-_ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 # What Pillow's decoders and OpenCV raise.
 _DECODING = (OSError, SyntaxError, ValueError, RuntimeError, MemoryError, Image.DecompressionBombError, cv2.error)
 
@@ -76,14 +74,15 @@ def decode(content: bytes | None) -> np.ndarray:
     """
     if not content:
         raise UserError("empty")
-    if math.prod(webp_size(content) or (0,)) > _MOST_PIXELS:
-        raise UserError(f"broken image, or one of more than {_MOST_PIXELS / 1e6:g} megapixels")
+    most = most_pixels()
+    _check_pixels(webp_size(content) or (0, 0), most)  # Pillow takes memory for the whole of one when it opens it
     try:
         with Image.open(io.BytesIO(content)) as image:
             kind = image.format or ""
-            if kind not in _FORMATS:
+            _check_pixels(image.size, most)
+            if kind not in FORMATS:
                 raise UserError(f"{kind}, which is not read; convert it to PNG or JPEG")
-            if not content[-12:].rstrip(b"\0").endswith(_ENDINGS.get(kind, b"\0")):
+            if not content[-12:].rstrip(b"\0").endswith(ENDINGS.get(kind, b"\0")):
                 image.load()
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     except UserError:
@@ -95,6 +94,11 @@ def decode(content: bytes | None) -> np.ndarray:
     if pixels is None:
         raise UserError(f"{kind} of a form that cannot be decoded")
     return pixels
+
+
+def _check_pixels(size: tuple[int, int], most: float) -> None:
+    if math.prod(size) > most:
+        raise UserError(f"broken image, or one of more than {most / 1e6:g} megapixels")
 
 
 def table(rows: Iterable[dict[str, Any]]) -> pa.Table:

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from yolo_lat.data.image_header import webp_size
 from yolo_lat.errors import UserError
 
-_FORMATS = frozenset({"BMP", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})  # MPO: JPEG with further pictures behind it
+FORMATS = frozenset({"BMP", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})  # MPO: JPEG with further pictures behind it
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # What Pillow's decoders raise.
 _DECODING = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
@@ -27,7 +27,7 @@ _LIMIT_VARIABLE, _LIMIT = "YOLO_LAT_MAX_MEGAPIXELS", 178
 _HIGHEST_LIMIT = 1073  # OpenCV's own
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
 _MOST_PAGES = 1000  # of a TIFF, all of which training decodes
-_ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 
 def list_images(sources: Iterable[Path]) -> list[Path]:
@@ -79,12 +79,12 @@ def image_size(file: Path) -> tuple[int, int]:
     """
     try:
         with _opened(file) as image:
-            if image.format not in _FORMATS:
+            if image.format not in FORMATS:
                 raise UserError(f"{file}: holds {image.format}, whatever its suffix says; convert it to PNG or JPEG")
             with file.open("rb") as stream:
                 stream.seek(max(file.stat().st_size - 12, 0))
                 ending = stream.read().rstrip(b"\0")
-            if not ending.endswith(_ENDINGS.get(image.format, b"\0")):
+            if not ending.endswith(ENDINGS.get(image.format, b"\0")):
                 image.load()
             width, height = image.size  # after loading, which turns a TIFF already
             turned = image.getexif().get(ImageOps.ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -119,7 +119,7 @@ def check_pixels(file: Path) -> None:
 
 def _opened(file: Path) -> Image.Image:
     """Open an image, decode nothing, and refuse one of too many pixels."""
-    most = _most_pixels()
+    most = most_pixels()
     with file.open("rb") as stream:
         size = webp_size(stream.read(30))
     if size is not None:  # Pillow takes memory for the whole of a WebP when it opens one
@@ -138,7 +138,12 @@ def _opened(file: Path) -> Image.Image:
     return image
 
 
-def _most_pixels() -> float:
+def most_pixels() -> float:
+    """Return how many pixels an image may have, and let Pillow open as many.
+
+    Raises:
+        UserError: the environment sets no limit that can be.
+    """
     text = os.environ.get(_LIMIT_VARIABLE)
     if text is None:
         return _LIMIT * 1e6

@@ -9,18 +9,15 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from yolo_lat.demo.records import write_csv
 from yolo_lat.demo.video_writer import join_videos
 from yolo_lat.errors import UserError
-
-if sys.platform != "win32":
-    import fcntl
+from yolo_lat.run_lock import lock_run
 
 RUN, PARTS, VIDEO, LINES, TABLE, SUMMARY = (
     *("run.json", "parts", "video.mp4", "detections.jsonl", "detections.csv", "summary.json"),
@@ -60,7 +57,7 @@ class RunFolder:
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
         self.path, self.settings = path, settings
-        self._lock = _lock(path)
+        self._lock = lock_run(path, RUN)
         (path / PARTS).mkdir(exist_ok=True)
 
     @classmethod
@@ -170,18 +167,6 @@ class RunFolder:
         partial = file.with_name(file.name + ".partial")
         partial.write_text(text, encoding="utf-8")
         partial.replace(file)
-
-
-def _lock(path: Path) -> IO[str]:
-    """Hold the run of a folder; the system lets go of it when the process ends, however it ends."""
-    stream = (path / RUN).open("r+", encoding="utf-8")
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            stream.close()
-            raise UserError(f"{path}: another process is at this run; wait for it or end it") from error
-    return stream
 
 
 def folder_name(source: str) -> str:

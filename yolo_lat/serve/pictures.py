@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
+from yolo_lat.data.images import ENDINGS
 from yolo_lat.serve.heads import broken, check_structure, format_of, webp_size
 from yolo_lat.serve.refusal import RefusalError
 
-_ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
 # What Pillow's decoders raise.
 _DECODING = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
@@ -59,7 +59,7 @@ def _shown_size(content: bytes | bytearray, kind: str, max_pixels: int) -> tuple
             if kind == "TIFF":  # a tile is decoded whole, however little of it is inside the picture
                 tags = image.getexif()
                 _check_pixels(int(tags.get(_TILE_WIDTH, 0)), int(tags.get(_TILE_HEIGHT, 0)), max_pixels)
-            if not content[-12:].rstrip(b"\0").endswith(_ENDINGS.get(kind, b"\0")):
+            if not content[-12:].rstrip(b"\0").endswith(ENDINGS.get(kind, b"\0")):
                 image.load()
             width, height = image.size  # after loading, which turns a TIFF already
             turned = image.getexif().get(ImageOps.ExifTags.Base.Orientation) in (5, 6, 7, 8)
