@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import bench_ela
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -174,17 +175,6 @@ def fastest_backend(build: Callable[[], Call], timed: Callable[[Call, int], floa
     return best, best.name
 
 
-def cuda_time(call: Call, calls: int) -> float:
-    """Milliseconds a call, by events of the device."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(calls):
-        call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / calls
-
-
 def cpu_time(call: Call, calls: int) -> float:
     """Milliseconds a call, by the clock."""
     began = time.perf_counter()
@@ -211,7 +201,7 @@ def measure(args: argparse.Namespace, length: int, name: str, seconds: dict[tupl
     """Yield an entry for every method at one length and pass."""
     device = torch.device(args.device)
     cuda = device.type == "cuda"
-    timed = cuda_time if cuda else cpu_time
+    timed = bench_ela.timed if cuda else cpu_time
     generator = torch.Generator(device).manual_seed(length)
     shape = (args.batch, args.heads, length, args.width)
     dtype = torch.bfloat16 if cuda else torch.float32

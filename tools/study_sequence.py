@@ -229,7 +229,7 @@ def run(args: argparse.Namespace) -> None:
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"there is no variant '{unknown[0]}'; `list` shows those there are")
     record = {
-        "command": "python tools/study_sequence.py " + " ".join(("run", args.out.name, "--size", args.size)),
+        "command": f"python tools/study_sequence.py run {args.out.name} --size {args.size} --seeds {args.seeds}",
         "machine": describe_machine("cpu" if args.device == "cpu" else "cuda:0", torch.get_num_threads()),
         "versions": versions(args.commit),
         "text": text.about,
