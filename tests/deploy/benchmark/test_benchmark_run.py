@@ -61,7 +61,7 @@ def test_a_record_has_everything_that_a_speed_needs(measured, models):
             other for cell in record.cells for other in cell.results if other.model == "slow" and result in cell.results
         )
         ratios = np.array(reference.rounds_ms) / result.rounds_ms
-        assert result.ratios["slow"].rounds == pytest.approx(ratios.tolist(), abs=1e-3)
+        assert result.ratios["slow"].rounds == pytest.approx(ratios.tolist(), rel=5e-4, abs=1e-3)
     forward, pipeline = (cell.results for cell in record.cells)
     assert forward[0].ratios["slow"].median > 1
     assert pipeline[0].median_ms > forward[0].median_ms
