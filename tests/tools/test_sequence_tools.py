@@ -115,3 +115,19 @@ def test_the_guides_table_is_that_of_the_record():
             for key in ("held_out_loss", "loss_at_once", "loss_from_the_past_alone")
         ]
         assert f"| {name} | {entries[0]['parameters'] / 1e6:.2f} M | {' | '.join(losses)} |" in guide
+
+
+def test_the_guides_speeds_are_those_of_the_record():
+    root = TOOLS.parent
+    record = json.loads((root / "docs/results/attention-cpu.json").read_text())
+    guide = (root / "docs/sequence.md").read_text()
+    found = {
+        (entry["length"], entry["pass"]): f"{entry['softmax_over_this']['median']:.1f}"
+        for entry in record["results"]
+        if entry["method"] == "ela" and "softmax_over_this" in entry
+    }
+    lengths = {entry["length"] for entry in record["results"]}
+    assert len(lengths) == 5
+    for length in lengths:
+        cells = [found.get((length, name), "softmax takes over 20 s") for name in bench_attention.PASSES]
+        assert f"| {length:,} | {' | '.join(cells)} |" in guide
