@@ -9,6 +9,7 @@ import errno
 import io
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 from yolo_lat import __version__, missing_package
@@ -27,6 +28,7 @@ from yolo_lat.errors import UserError, nearest
 RUN = RUN_ENGINE | RUN_COLLECTION | RUN_BENCHMARK | RUN_SERVE | RUN_DATA | RUN_DEMO | RUN_WEB
 _HELP_WORDS = frozenset({"--help", "-h", "help"})
 _INPUT_ERRORS = (UserError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+_AFTER_THE_FIRST = 5  # seconds that one of several processes waits, which end when the first has told the same
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "memoryerror")
 
 
@@ -55,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         message = explain(error)
         if message is None:
             raise
+        if os.environ.get("RANK", "0") != "0":
+            time.sleep(_AFTER_THE_FIRST)
         print(f"yolo-lat: error: {message}", file=sys.stderr)
         raise SystemExit(2) from None
     raise SystemExit(0)

@@ -121,3 +121,21 @@ def test_no_more_images_are_kept_than_the_pool_and_partners(dataset) -> None:
         partners = 2 * 4 * 4  # of mixup, with their mosaics, may come from anywhere
         assert len(kept) <= len(set(dataset.buffer)) + partners
         assert kept <= dataset._decoded
+
+
+@given(COUNT, st.integers(1, 20), st.integers(1, 6), st.integers(0, 3))
+def test_processes_make_the_samples_of_one(count, batch, ranks, epoch) -> None:
+    order = SampleOrder(count, batch * ranks, 0)
+    whole = [list(part) for part in BatchSampler(range(count), batch * ranks, drop_last=False)]
+    keys = [SampleKeys(order, rank, ranks) for rank in range(ranks)]
+    for sampler in keys:
+        sampler.epoch = epoch
+    shares = [[list(part) for part in BatchSampler(sampler, batch, drop_last=False)] for sampler in keys]
+    assert {len(share) for share in shares} == {len(whole)}
+    for number, expected in enumerate(whole):
+        parts = [[key - epoch * count for key in share[number]] for share in shares]
+        assert len({len(part) for part in parts}) == 1
+        assert {position for part in parts for position in part} == set(expected)
+        assert sum(map(len, parts)) - len(expected) < ranks
+        images = order.images(epoch)[expected].tolist()
+        assert all(order.batch_of(key) == images for share in shares for key in share[number])

@@ -36,7 +36,6 @@ PRIVATE = {
         "BaseTrainer.final_eval": "engine/trainer.py",
         "BaseTrainer.get_dataset": "engine/trainer.py",
         "BaseTrainer._setup_train": "engine/trainer.py",
-        "BaseTrainer._setup_ddp": "engine/trainer.py",
         "BaseTrainer._setup_scheduler": "engine/trainer.py",
         "BaseTrainer._load_checkpoint_state": "engine/trainer.py",
         "BaseTrainer._get_warmup_iterations": "engine/loop.py",
@@ -78,6 +77,8 @@ PRIVATE = {
         "DetectionValidator.postprocess": "engine/validator.py",
         "DetectionValidator.pred_to_json": "engine/validator.py",
         "DetectionValidator.get_stats": "engine/validator.py",
+        "DetectionValidator.gather_stats": "engine/validator.py",
+        "DetectionValidator.get_dataloader": "engine/validator.py",
         "DetectionValidator.finalize_metrics": "engine/validator.py",
         "DetectionValidator.print_results": "engine/validator.py",
         "DetectionPredictor.setup_source": "engine/predictor.py",
@@ -88,6 +89,8 @@ PRIVATE = {
     "ultralytics.engine.validator": {
         "BaseValidator.__call__": "engine/validator.py",
         "BaseValidator.on_plot": "engine/validator.py",
+        "AutoBackend": "engine/validator.py",
+        "get_torch_device_backend": "engine/validator.py",
     },
     "ultralytics.data.augment": {"Albumentations": "data/dataset.py"},
     "ultralytics.utils.instance": {"Instances.convert_bbox": "data/augment.py"},
@@ -105,6 +108,8 @@ PRIVATE = {
         "parse_device": "engine/arguments.py",
         "unwrap_model": "engine/trainer.py",
         "strip_optimizer": "engine/trainer.py",
+        "init_seeds": "engine/trainer.py",
+        "torch_distributed_zero_first": "engine/trainer.py",
         "ModelEMA.update_attr": "engine/fast_step.py",
     },
     "ultralytics.utils.metrics": {
@@ -114,6 +119,8 @@ PRIVATE = {
     },
     "ultralytics.utils.nms": {"non_max_suppression": "engine/validator.py"},
     "ultralytics.utils.patches": {"_image_open": "engine/offline.py", "imread": "data/device/cache.py"},
+    "ultralytics.cfg": {"get_save_dir": "engine/launch.py"},
+    "ultralytics.utils.dist": {"generate_ddp_file": "engine/launch.py", "ddp_cleanup": "engine/launch.py"},
     "ultralytics.utils.events": {"events": "engine/offline.py"},
     "ultralytics.utils": {"USER_CONFIG_DIR": "engine/offline.py", "SETTINGS": "engine/offline.py"},
 }

@@ -47,7 +47,7 @@ class LatDataset(YOLODataset):
             return [self[key] for key in keys]
         images = [self.order.image(key) for key in keys]
         if self.cache != "ram":
-            self._keep(Pool([*self.order.recent(keys[0]), *images]))
+            self._keep(Pool([*self.order.recent(keys[0]), *self.order.batch_of(keys[0])]))
         samples = []
         for key, image in zip(keys, images, strict=True):
             with self.order.randomness(key):

@@ -24,7 +24,7 @@ class SampleOrder:
 
     Attributes:
         count: images, and so samples an epoch.
-        batch: samples in a batch.
+        batch: samples in a batch, of all processes together if several train.
         seed: of the order and of every sample.
         shuffle: draw a new order each epoch; otherwise the images come in theirs.
         workers: processes that make batches in turn.
@@ -61,6 +61,25 @@ class SampleOrder:
                 found += self.images(past_epoch)[number * self.batch : (number + 1) * self.batch].tolist()
         return found
 
+    def batch_of(self, key: int) -> list[int]:
+        """Return the images that the samples of a sample's batch begin with."""
+        epoch, position = divmod(key, self.count)
+        start = position - position % self.batch
+        return [int(i) for i in self.images(epoch)[start : start + self.batch]]
+
+    def share(self, rank: int, ranks: int) -> list[int]:
+        """Return the positions in an epoch that one of several processes makes samples of: its part of every batch.
+
+        Each part of a batch is as long as the others; where the last one cannot be divided, its first samples come
+        again.
+        """
+        mine: list[int] = []
+        for start in range(0, self.count, self.batch):
+            size = min(self.batch, self.count - start)
+            each = -(-size // ranks)
+            mine += [start + (rank * each + i) % size for i in range(each)]
+        return mine
+
     @contextmanager
     def randomness(self, key: int) -> Iterator[None]:
         """Seed Python's and NumPy's global generators for a sample, and put them back afterwards."""
@@ -82,19 +101,24 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 class SampleKeys(Sampler[int]):
     """Yields the keys of one epoch each time it is iterated over, and those of the next the time after.
 
+    Args:
+        order: of the samples.
+        rank, ranks: which of several processes this one is.
+
     Attributes:
         epoch: the one that comes next; a data loader that prefetches is ahead of the training.
     """
 
-    def __init__(self, order: SampleOrder) -> None:
+    def __init__(self, order: SampleOrder, rank: int = 0, ranks: int = 1) -> None:
         self.order, self.epoch = order, 0
+        self.positions = order.share(rank, ranks)
 
     def __len__(self) -> int:
-        return self.order.count
+        return len(self.positions)
 
     def __iter__(self) -> Iterator[int]:
         first, self.epoch = self.epoch * self.order.count, self.epoch + 1
-        return iter(range(first, first + self.order.count))
+        return (first + position for position in self.positions)
 
 
 class Pool(list[int]):

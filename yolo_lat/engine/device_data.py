@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,15 +12,23 @@ from yolo_lat.data.dataset import LatDataset
 from yolo_lat.data.device.cache import DeviceCache, build_cache
 from yolo_lat.data.device.loader import DeviceLoader, flat, letterboxed
 from yolo_lat.data.device.plan import Augment
+from yolo_lat.engine.ranks import MAIN, PLACE, RANKS
+from yolo_lat.errors import UserError
 
 
-def device_cache(dataset: LatDataset, args: Any, device: torch.device, progress: bool) -> DeviceCache:
+def device_cache(dataset: LatDataset, args: Any, device: torch.device) -> DeviceCache:
     """Decode the images of a data set into the device's memory, or with cache=pinned into the host's if need be.
 
+    Where several processes train, each takes every `RANKS`th image, and so a part of the memory.
+
     Raises:
-        UserError: not enough memory, or broken images.
+        UserError: not enough memory, broken images, or fewer images than processes.
     """
-    return build_cache(dataset.evaluated(), args.imgsz, device, spill=args.cache == "pinned", progress=progress)
+    split = dataset.evaluated()
+    if len(split.images) < RANKS:
+        raise UserError(f"{split.name}: {len(split.images)} images for {RANKS} processes; use as many or fewer")
+    split = replace(split, images=split.images[PLACE::RANKS])
+    return build_cache(split, args.imgsz, device, spill=args.cache == "pinned", progress=MAIN)
 
 
 class TrainBatches:
@@ -35,8 +44,10 @@ class TrainBatches:
 
     def __init__(self, dataset: LatDataset, cache: DeviceCache, args: Any, batch: int) -> None:
         self.dataset, self.epoch = dataset, 0
-        self.loader = DeviceLoader(cache, Augment.from_args(args, args.cutout), batch, seed=args.seed)
-        self.batch_size, self.sampler = batch, range(len(cache))
+        samples = -(-len(dataset) // RANKS)
+        self.batch_size, self.sampler = min(batch, samples), range(samples)
+        augment = Augment.from_args(args, args.cutout)
+        self.loader = DeviceLoader(cache, augment, self.batch_size, seed=args.seed, rank=PLACE, samples=samples)
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -48,12 +59,12 @@ class TrainBatches:
 
     def labelled(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Return a batch with what pictures of it show: boxes and file names as Ultralytics' batches have them."""
-        files = [self.dataset.im_files[i] for i in batch["index"].tolist()]
+        files = [str(self.loader.cache.paths[i]) for i in batch["index"].tolist()]
         return batch | flat(batch) | {"im_file": files}
 
 
 class ValBatches:
-    """Letterboxed batches of all images in their order, as the validator takes them."""
+    """Letterboxed batches of a cache's images in their order, as the validator takes them."""
 
     num_workers = 0
 

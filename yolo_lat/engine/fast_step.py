@@ -18,6 +18,7 @@ from ultralytics.optim import MuSGD
 from ultralytics.optim.muon import muon_update
 from ultralytics.utils.torch_utils import ModelEMA, unwrap_model
 
+from yolo_lat.engine.ranks import sum_over_ranks
 from yolo_lat.engine.static_loss import StaticDetectionLoss, StaticE2ELoss
 from yolo_lat.errors import UserError
 from yolo_lat.nn.experts import RoutedFFN, with_balance
@@ -404,8 +405,6 @@ class TrainStep:
             )
         if any(isinstance(module, RoutedFFN) for module in self.model.modules()):
             raise UserError("cuda_graph=True does not go with experts, whose numbers of tokens change; drop cuda_graph")
-        if isinstance(self.model, nn.parallel.DistributedDataParallel):
-            raise UserError("a training step on several GPUs is not captured as a CUDA graph; use one GPU or no graphs")
 
     def forget(self) -> None:
         """Drop the graphs: what they hold has changed, and each kind of step is captured anew."""
@@ -503,6 +502,7 @@ class TrainStep:
         return images.to(self.autocast_dtype or self.parameters[0].dtype) / 255
 
     def _update(self) -> None:
+        sum_over_ranks([p.grad for p in self.parameters if p.grad is not None])
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
         clip_gradients(self.parameters, self.max_norm)

@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from ultralytics.utils import LOGGER, RANK, TQDM, colorstr
+from ultralytics.utils import LOGGER, TQDM, colorstr
 
-from yolo_lat.engine.resume import FILE_NAME, restore_training, staged, write_state
+from yolo_lat.engine.ranks import MAIN, from_main, mean_over_ranks
+from yolo_lat.engine.resume import FILE_NAME, collect_gradients, restore_training, staged, write_state
 from yolo_lat.engine.throughput import Throughput
 
 if TYPE_CHECKING:
     from yolo_lat.engine.trainer import LatTrainer
 
 _PROGRESS_EVERY = 0.5  # seconds
-_MAIN = RANK in {-1, 0}
 
 
 class TrainLoop:
@@ -47,15 +46,16 @@ class TrainLoop:
     def run(self) -> None:
         """Train to the end, then validate the best weights."""
         t = self.trainer
-        t.epoch_time, t.epoch_time_start = None, time.time()
-        t.train_time_start = time.time()
+        self.began = time.monotonic()  # clocks may be set meanwhile
+        t.epoch_time, t.epoch_time_start = None, self.began
         self.first_epoch = t.start_epoch
         t.run_callbacks("on_train_start")
         self._announce()
         if t.state is not None:
             restore_training(t, t.state)
             t.state = None
-            self._cut_results()
+            if MAIN:
+                self._cut_results()
         if t.args.close_mosaic:
             first = (t.epochs - t.args.close_mosaic) * self.batches
             t.plot_idx.extend([first, first + 1, first + 2])
@@ -67,10 +67,10 @@ class TrainLoop:
             self._train_epoch()
             if self._finish_epoch():
                 epoch += 1
-        seconds = time.time() - t.train_time_start
+        seconds = time.monotonic() - self.began
         LOGGER.info(f"\n{epoch - self.first_epoch} epochs completed in {seconds / 3600:.3f} hours.")
         t.final_eval()
-        if _MAIN:
+        if MAIN:
             if t.args.plots:
                 t.plot_metrics()
             t.run_callbacks("on_train_end")
@@ -112,8 +112,6 @@ class TrainLoop:
             warnings.simplefilter("ignore")  # that the optimizer has not stepped before its schedule
             t.scheduler.step()
         t._model_train()
-        if RANK != -1:
-            t.train_loader.sampler.set_epoch(t.epoch)
         if not self.mosaic_closed and t.epoch >= t.epochs - t.args.close_mosaic:
             self.mosaic_closed = True
             t._close_dataloader_mosaic()
@@ -122,7 +120,7 @@ class TrainLoop:
         self.speed.start_epoch()
         batches: Iterable[dict[str, Any]] = self.speed.watch(t.train_loader)
         bar = None
-        if _MAIN:
+        if MAIN:
             if t.loss_names:
                 LOGGER.info(t.progress_string())
             bar = TQDM(total=self.batches)
@@ -143,6 +141,7 @@ class TrainLoop:
             t.run_callbacks("on_train_batch_end")
             if t.stop or self._out_of_time():
                 break
+        t.tloss = {name: mean_over_ranks(value) for name, value in t.tloss.items()}
         self.speed.finish_epoch()
         if bar is not None:
             bar.close()
@@ -169,7 +168,7 @@ class TrainLoop:
             t.last_update = t.last_batch
         if not t.loss_names:
             t.loss_names = tuple(items)
-            if _MAIN:
+            if MAIN:
                 LOGGER.info(t.progress_string())
                 t.metrics.update(dict.fromkeys(t.label_loss_items(prefix="val"), 0.0))
         return items
@@ -194,8 +193,8 @@ class TrainLoop:
         """Whether `time=` hours are over."""
         t = self.trainer
         if t.args.time:
-            t.stop |= time.time() - t.train_time_start > t.args.time * 3600
-            t.stop = _from_main(t.stop)
+            t.stop |= time.monotonic() - self.began > t.args.time * 3600
+            t.stop = from_main(bool(t.stop))
         return bool(t.stop)
 
     def _finish_epoch(self) -> bool:
@@ -206,51 +205,44 @@ class TrainLoop:
         rates = {f"lr/pg{i}": group["lr"] for i, group in enumerate(t.optimizer.param_groups)}
         t.lr = rates | self.speed.columns()  # what loggers take beside losses and metrics
         t.run_callbacks("on_train_epoch_end")
-        if _MAIN:
+        if MAIN:
             t.ema.update_attr(t.model, include=["yaml", "nc", "args", "names", "stride", "class_weights"])
         final = t.epoch + 1 >= t.epochs
         due = (t.epoch + 1) % t.args.val_period == 0
-        validated = (t.args.val and due) or final or t.stopper.possible_stop or t.stop
+        validated = from_main(bool((t.args.val and due) or final or t.stopper.possible_stop or t.stop))
         t.fitness = None  # else the last one would make this epoch's weights the best again
         if validated:
             t._clear_memory(None if t.device.type == "mps" else 0.5)
             t.metrics, t.fitness = t.validate()
-        metrics = t.metrics if validated else dict.fromkeys(t.metrics, float("nan"))
         if t._handle_nan_recovery(t.epoch):
             t.last_update = -1
             t.optimizer.zero_grad()
             t.begin_epochs(t.epoch)
             return False
         t.nan_recovery_attempts = 0
-        if _MAIN:
+        collect_gradients(t)
+        if MAIN:
+            t.train_time_start = time.time() - (time.monotonic() - self.began)  # of the column "time"
+            metrics = t.metrics if validated else dict.fromkeys(t.metrics, float("nan"))
             t.save_metrics({**t.label_loss_items(t.tloss), **metrics, **t.lr})
             t.stop |= (validated and t.stopper(t.epoch + 1, t.fitness)) or final
             if (t.args.save or final) and t.save_model():
                 write_state(t, t.wdir)
                 t.run_callbacks("on_model_save")
-        now = time.time()
+        now = time.monotonic()
         t.epoch_time, t.epoch_time_start = now - t.epoch_time_start, now
         if t.args.time:
             self._plan_epochs(now)
         t.run_callbacks("on_fit_epoch_end")
         t._clear_memory(None if t.device.type == "mps" else 0.5)
-        t.stop = _from_main(t.stop)
+        t.stop = from_main(bool(t.stop))
         return True
 
     def _plan_epochs(self, now: float) -> None:
         """Reckon how many epochs fit into `time=` hours, which learning rates then follow."""
         t = self.trainer
-        mean = (now - t.train_time_start) / (t.epoch - self.first_epoch + 1)
+        mean = from_main(now - self.began) / (t.epoch - self.first_epoch + 1)
         t.epochs = t.args.epochs = int(np.ceil(t.args.time * 3600 / mean))
         self.warm_up = t._get_warmup_iterations(self.batches)
         t._setup_scheduler()
         t.stop |= t.epoch >= t.epochs
-
-
-def _from_main(value: Any) -> bool:
-    """Return what the first of several processes says."""
-    if RANK == -1:
-        return bool(value)
-    said = [value if RANK == 0 else None]
-    dist.broadcast_object_list(said, 0)
-    return bool(said[0])

@@ -14,7 +14,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 from yolo_lat.data.download import download
 from yolo_lat.data.files import read_yaml
 from yolo_lat.data.registry import load_dataset
-from yolo_lat.engine import offline
+from yolo_lat.engine import launch, offline, ranks
 from yolo_lat.engine.arguments import (
     as_list,
     check_device,
@@ -167,6 +167,13 @@ class YOLOLAT(Model):
             UserError: arguments or data that cannot be used.
         """
         self._check_is_pytorch_model()
+        try:
+            return self._train(trainer, kwargs)
+        except UserError:
+            ranks.give_up()
+            raise
+
+    def _train(self, trainer: Any, kwargs: dict[str, Any]) -> LatMetrics:
         resume = kwargs.get("resume")
         self._admit(resume, *(kwargs.get(key) for key in _WEIGHT_KEYS))
         if resume:
@@ -181,7 +188,9 @@ class YOLOLAT(Model):
             kwargs = {"data": recipe.get("data"), **kwargs}
         if not resume and not kwargs.get("data"):
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
-        return super().train(trainer, **self._checked(kwargs, rectangles=False))
+        kwargs = self._checked(kwargs, rectangles=False)
+        kwargs |= launch.interrupted_run(kwargs.get("device"), Path(kwargs["project"]))
+        return super().train(trainer, **kwargs)
 
     def tune(self, use_ray: bool = False, iterations: int = 10, *args: Any, **kwargs: Any) -> Any:
         """Search hyperparameters, as Ultralytics does, in processes of plain Ultralytics.
@@ -206,6 +215,8 @@ class YOLOLAT(Model):
         Raises:
             UserError: arguments or data that cannot be used.
         """
+        if ranks.RANKS > 1:
+            raise UserError("val runs in one process, and torchrun has started several; leave torchrun out")
         kwargs["data"] = kwargs.get("data") or self.overrides.get("data")
         if not kwargs["data"]:
             raise UserError("data is missing; give data= a data YAML or the name of a data set")

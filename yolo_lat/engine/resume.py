@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolo_lat.engine.ranks import MAIN, RANKS, sum_over_ranks
 from yolo_lat.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,6 +31,16 @@ if TYPE_CHECKING:
 FILE_NAME = "resume.pt"
 _FORMAT = "yolo-lat training 1"
 _PLAIN = ("best_fitness", "fitness", "accumulate", "nan_recovery_attempts")
+
+
+def collect_gradients(trainer: LatTrainer) -> None:
+    """Bring the gradients that the last batches left, too few for an update, to the first of several processes."""
+    if RANKS == 1 or trainer.last_update == trainer.last_batch:
+        return
+    gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+    sum_over_ranks(gradients)
+    if not MAIN:
+        torch._foreach_zero_(gradients)
 
 
 def training_state(trainer: LatTrainer) -> dict[str, Any]:
@@ -64,7 +75,7 @@ def restore_training(trainer: LatTrainer, state: dict[str, Any]) -> None:
     if state["scaler"]:
         trainer.scaler.load_state_dict(state["scaler"])
     for name, parameter in model.named_parameters():
-        gradient = state["gradients"].get(name)
+        gradient = state["gradients"].get(name) if MAIN else None
         parameter.grad = None if gradient is None else gradient.to(parameter.device)
     if state["criterion_updates"] is not None:
         trainer.criterion.updates = state["criterion_updates"] - 1

@@ -19,6 +19,7 @@ from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 from ultralytics.utils.tal import TaskAlignedAssigner, bbox2dist
 
+from yolo_lat.engine.ranks import RANKS, mean_over_ranks
 from yolo_lat.errors import UserError
 
 # Pairs of object and anchor that are compared at once: temporaries of 16 MB stay in a GPU's cache.
@@ -263,7 +264,8 @@ class StaticDetectionLoss(v8DetectionLoss):
             mask_gt,
             **assign_kwargs,
         )
-        total = target_scores.sum().clamp_(min=1)
+        # Each process divides by its part of what one would divide by, so that sums of gradients are one's.
+        total = mean_over_ranks(target_scores.sum()).clamp_(min=1 / RANKS)
         loss_cls = self.bce(scores, target_scores.transpose(1, 2).to(scores.dtype))
         if self.class_weights is not None:
             loss_cls = loss_cls * self.class_weights.transpose(1, 2)

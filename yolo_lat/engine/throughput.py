@@ -9,12 +9,14 @@ from typing import Any
 
 import torch
 
+from yolo_lat.engine.ranks import RANKS
+
 
 class Throughput:
     """Counts the images of an epoch, its time, and how much of that the loop waited for data.
 
     Attributes:
-        images: of the epoch so far.
+        images: of the epoch so far, those of other processes that train along included.
         waited: seconds in which the loop waited for batches.
     """
 
@@ -39,7 +41,7 @@ class Throughput:
             self.waited += time.perf_counter() - asked
             if batch is None:
                 return
-            self.images += len(batch["img"])
+            self.images += len(batch["img"]) * RANKS
             yield batch
 
     def finish_epoch(self) -> None:

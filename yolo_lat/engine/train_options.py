@@ -28,6 +28,7 @@ class OwnOption:
 OWN_OPTIONS = {
     "cuda_graph": OwnOption(False, "with cache=device on a GPU: capture the training step as CUDA graphs"),
     "cutout": OwnOption(0.0, "with cache=device: probability that a rectangle of an image turns grey"),
+    "sync_bn": OwnOption(False, "on several GPUs: batch normalization over the batches of all of them"),
     "val_period": OwnOption(1, "validate every so many epochs, and after the last"),
     "loggers": OwnOption("", f"log to {', '.join(LOGGERS)}, with commas between"),
 }
@@ -40,8 +41,9 @@ def take_own(overrides: dict[str, Any]) -> dict[str, Any]:
         UserError: a value that cannot be used.
     """
     own = {name: overrides.pop(name, option.default) for name, option in OWN_OPTIONS.items()}
-    if not isinstance(own["cuda_graph"], bool):
-        raise UserError(f"cuda_graph={own['cuda_graph']}: must be True or False")
+    for name in ("cuda_graph", "sync_bn"):
+        if not isinstance(own[name], bool):
+            raise UserError(f"{name}={own[name]}: must be True or False")
     if not isinstance(own["val_period"], int) or isinstance(own["val_period"], bool) or own["val_period"] < 1:
         raise UserError(f"val_period={own['val_period']}: must be a whole number of epochs from 1")
     if not isinstance(own["cutout"], int | float) or not 0 <= own["cutout"] <= 1:
@@ -80,11 +82,31 @@ def check_device_cache(args: Any, device: str, cuda: bool) -> None:
             if getattr(args, name):
                 raise UserError(f"{name}={getattr(args, name)}: needs cache=device; add that or drop {name}")
         return
-    if "," in device:
-        raise UserError(f"cache={args.cache}: trains on one GPU, not on device={device}; give one, or cache=ram")
     if args.cache == "pinned" and not gpu:
         raise UserError("cache=pinned: keeps images where a GPU reads them, and there is none here; use cache=ram")
     if args.cuda_graph and not gpu:
         raise UserError("cuda_graph=True: needs a GPU, and there is none here; drop it")
     if args.cuda_graph and args.multi_scale:
         raise UserError(f"cuda_graph=True: sizes must not change; drop multi_scale={args.multi_scale}")
+
+
+def check_several(args: Any, ranks: int, gpu: bool) -> None:
+    """Raise UserError where training arguments do not go together with the number of processes that train.
+
+    Args:
+        args: all training arguments.
+        ranks: how many processes train.
+        gpu: whether they do on GPUs.
+    """
+    if ranks == 1:
+        if args.sync_bn:
+            raise UserError("sync_bn=True: is for several GPUs; name them (device=0,1), or drop it")
+        return
+    if args.batch < 1 or args.batch % ranks:
+        near = max(int(args.batch) // ranks, 1) * ranks
+        raise UserError(f"batch={args.batch}: cannot be divided among {ranks} processes; use {near} or {near + ranks}")
+    if args.sync_bn and not gpu:
+        raise UserError("sync_bn=True: torch has it for GPUs alone; drop it, or train on GPUs")
+    for name in ("cuda_graph", "rect", "compile", "distill_model"):
+        if getattr(args, name):
+            raise UserError(f"{name}={getattr(args, name)}: is for one process, and {ranks} train; drop it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from copy import copy
 from importlib import import_module
 from pathlib import Path
@@ -11,24 +12,34 @@ from typing import Any
 import torch
 from ultralytics.data.build import InfiniteDataLoader, build_dataloader, seed_worker
 from ultralytics.models.yolo.detect import DetectionTrainer
-from ultralytics.utils import DEFAULT_CFG, LOGGER, RANK, colorstr
+from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, colorstr
 from ultralytics.utils.callbacks import get_default_callbacks
 from ultralytics.utils.plotting import plot_images
-from ultralytics.utils.torch_utils import autocast, parse_device, strip_optimizer, unwrap_model
+from ultralytics.utils.torch_utils import (
+    autocast,
+    init_seeds,
+    parse_device,
+    strip_optimizer,
+    torch_distributed_zero_first,
+    unwrap_model,
+)
 
 from yolo_lat.data.augment import check_augmentations
 from yolo_lat.data.dataset import LatDataset, build_dataset
+from yolo_lat.data.device.loader import padded
 from yolo_lat.data.labels import DetectionSplit
 from yolo_lat.data.order import SampleKeys, SampleOrder
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import load_dataset
 from yolo_lat.data.spec import DatasetSpec
 from yolo_lat.ela import choose_form
+from yolo_lat.engine import launch, ranks
 from yolo_lat.engine.checkpoint import pt_to_safetensors
 from yolo_lat.engine.device_data import TrainBatches, ValBatches, device_cache
 from yolo_lat.engine.fast_step import FusedEMA, TrainStep, fast_optimizer
 from yolo_lat.engine.loop import TrainLoop
 from yolo_lat.engine.offline import quiet
+from yolo_lat.engine.ranks import MAIN, PLACE, RANKS
 from yolo_lat.engine.resume import FILE_NAME, read_state, staged
 from yolo_lat.engine.static_loss import static_criterion
 from yolo_lat.engine.train_options import (
@@ -36,11 +47,12 @@ from yolo_lat.engine.train_options import (
     LOGGERS,
     OWN_OPTIONS,
     check_device_cache,
+    check_several,
     logger_names,
     take_own,
 )
 from yolo_lat.engine.trust import trust_files
-from yolo_lat.engine.validator import LatValidator, ultralytics_data
+from yolo_lat.engine.validator import LatMetrics, LatValidator, ultralytics_data, val_loader
 from yolo_lat.errors import UserError
 from yolo_lat.nn.attention import ProjectedELA
 from yolo_lat.nn.model import LatModel
@@ -53,6 +65,10 @@ class LatTrainer(DetectionTrainer):
     Arguments, both splits and `augmentations` are read and checked before the run folder is made. With cache=device
     images live on the device, are augmented there, and the step does not wait for it; otherwise data loading and step
     are Ultralytics'. The loop is ours (`yolo_lat.engine.loop`) either way.
+
+    Several processes, which torchrun or `device=0,1` starts, divide each batch between them. They add up their
+    gradients before each update, and divide by what one process would divide by, so that they train as one process
+    does. `world_size`, by which Ultralytics would wrap the model for that, stays that of one.
 
     Attributes:
         state: of a training to go on from, until it is restored.
@@ -68,6 +84,10 @@ class LatTrainer(DetectionTrainer):
     best: Path
     ema: Any
     optimizer: Any
+    model: Any
+    validator: Any
+    amp: Any
+    world_size: int
 
     def __init__(
         self, cfg: Any = DEFAULT_CFG, overrides: dict[str, Any] | None = None, _callbacks: dict[str, Any] | None = None
@@ -77,11 +97,17 @@ class LatTrainer(DetectionTrainer):
         self.last_batch = self.last_update = -1
         self.fast: TrainStep | None = None
         overrides = dict(overrides or {})
-        self._own = take_own(overrides)
+        self._own, self._folder = take_own(overrides), overrides.pop("save_dir", None)
+        joined = ranks.join(overrides.get("device"))
         # `check_resume`, which the base calls before it takes them over, adds those of the loggers.
         given = _callbacks or get_default_callbacks()
         self._listening = {event: list(found) for event, found in given.items()}
         super().__init__(cfg, overrides, self._listening)
+        if joined is not None:
+            self.device, self.world_size = joined, min(self.world_size, 1)
+            init_seeds(self.args.seed, deterministic=self.args.deterministic)  # the same in all, as in one alone
+            if joined.type == "cuda":
+                torch.cuda.set_device(joined)
         if self.device.type == "cuda" and self.args.amp is True and torch.cuda.is_bf16_supported(False):
             self.args.amp = "bf16"  # needs no scaled gradients, whose check for overflow waits for the device
 
@@ -109,11 +135,14 @@ class LatTrainer(DetectionTrainer):
         for name, value in self._own.items():
             given = value != OWN_OPTIONS[name].default or not self.resume
             setattr(self.args, name, value if given else getattr(self.args, name, value))
-        for name in logger_names(self.args.loggers):
+        for name in logger_names(self.args.loggers) if MAIN else ():
             found = import_module(f"ultralytics.utils.callbacks.{LOGGERS[name]}").callbacks
             for event, callback in found.items():
                 self._listening.setdefault(event, []).append(callback)
-        check_device_cache(self.args, parse_device(self.args.device), torch.cuda.is_available())
+        device = parse_device(self.args.device)
+        check_device_cache(self.args, device, torch.cuda.is_available())
+        gpu = device != "cpu" and torch.cuda.is_available()
+        check_several(self.args, max(RANKS, len(device.split(","))), gpu)
         entries, imgsz = getattr(self.args, "augmentations", None), self.args.imgsz
         side = max(imgsz) if isinstance(imgsz, list | tuple) else imgsz
         self.args.augmentations = check_augmentations(entries, side)
@@ -121,11 +150,17 @@ class LatTrainer(DetectionTrainer):
             self.state = read_state(Path(self.args.model))
         if self.args.data:
             self._read(load_dataset(self.args.data), self.args.split)
+        if self._folder:
+            self.args.save_dir = self._folder
+        if RANKS > 1:
+            self.args.save_dir = ranks.from_main(str(launch.run_folder(self.args) if MAIN else ""))
+            last = Path(self.args.save_dir, "weights/last.pt")
+            ranks.expect_end(f"; to go on from its last epoch: yolo-lat train resume={last}")
 
     def _read(self, spec: DatasetSpec, split: str) -> None:
         self.splits = {
-            "train": read_split(spec, "train", progress=RANK in {-1, 0}),
-            "val": read_split(spec, split, progress=RANK in {-1, 0}),
+            "train": read_split(spec, "train", progress=MAIN),
+            "val": read_split(spec, split, progress=MAIN),
         }
         for part in self.splits.values():
             if not part.labelled:
@@ -151,24 +186,27 @@ class LatTrainer(DetectionTrainer):
         )
 
     def get_dataloader(self, dataset_path: Any, batch_size: int = 16, rank: int = 0, mode: str = "train") -> Any:
-        """Return what makes batches: from the device's memory, in a reproducible order, or for several processes."""
-        if self.on_device:
+        """Return what makes this process's batches: from the device's memory, or in a reproducible order."""
+        # With cache=disk the first process writes beside the images what the others then find.
+        with torch_distributed_zero_first(LOCAL_RANK) if self.args.cache == "disk" else nullcontext():
             dataset = self.build_dataset(dataset_path, mode, batch_size)
-            cache = device_cache(dataset, self.args, self.device, progress=RANK in {-1, 0})
+        size = batch_size // RANKS
+        if self.on_device:
+            cache = device_cache(dataset, self.args, self.device)
             if mode == "train":
-                return TrainBatches(dataset, cache, self.args, min(batch_size, len(dataset)))
-            return ValBatches(dataset, cache, batch_size)
-        if rank != -1 or mode != "train":
-            return super().get_dataloader(dataset_path, batch_size, rank, mode)
-        dataset = self.build_dataset(dataset_path, mode, batch_size)
-        loader = build_dataloader(dataset, batch_size, self.args.workers, shuffle=False, rank=-1, device=self.device)
+                return TrainBatches(dataset, cache, self.args, size)
+            return ValBatches(dataset, cache, size)
+        if mode != "train":
+            return val_loader(dataset, batch_size, self.args.workers * 2, self.device)
+        batch_size = min(batch_size, len(dataset))
+        loader = build_dataloader(dataset, size, self.args.workers, shuffle=False, rank=-1, device=self.device)
         dataset.order = SampleOrder(
-            len(dataset), loader.batch_size, self.args.seed, not self.args.rect, max(loader.num_workers, 1)
+            len(dataset), batch_size, self.args.seed, not self.args.rect, max(loader.num_workers, 1)
         )
         return InfiniteDataLoader(
             dataset=dataset,
-            batch_size=loader.batch_size,
-            sampler=SampleKeys(dataset.order),
+            batch_size=-(-batch_size // RANKS),
+            sampler=SampleKeys(dataset.order, PLACE, RANKS),
             num_workers=loader.num_workers,
             prefetch_factor=4 if loader.num_workers else None,
             pin_memory=loader.pin_memory,
@@ -181,7 +219,7 @@ class LatTrainer(DetectionTrainer):
         if self.on_device:
             loader = self.train_loader.loader
             return f"images in the memory of {self.device}, augmented there ({loader.renderer})"
-        return f"{self.train_loader.num_workers * (self.world_size or 1)} dataloader workers"
+        return f"{self.train_loader.num_workers * RANKS} dataloader workers"
 
     def attention_form(self) -> str:
         """Return in words how the model's attention is computed, empty for a model without."""
@@ -210,7 +248,9 @@ class LatTrainer(DetectionTrainer):
 
     def _setup_train(self) -> None:
         super()._setup_train()
-        if not self.on_device:
+        self.amp = ranks.from_main(self.amp)
+        ranks.copy_from_main(list(self.model.state_dict().values()))
+        if not self.on_device and RANKS == 1:
             return
         self.optimizer = fast_optimizer(self.optimizer)
         self._setup_scheduler()
@@ -230,10 +270,11 @@ class LatTrainer(DetectionTrainer):
             self.criterion.update()
 
     def _do_train(self) -> None:
-        if self.world_size > 1:
-            self._setup_ddp()
         self._setup_train()
         TrainLoop(self).run()
+        if MAIN:
+            launch.finish(self.save_dir)
+        ranks.leave()
 
     def train_step(self, batch: dict[str, Any], update: bool) -> dict[str, torch.Tensor]:
         """Run forward and backward on a batch, and step the optimizer where `update`; returns losses by name.
@@ -243,12 +284,16 @@ class LatTrainer(DetectionTrainer):
         """
         try:
             if self.fast is not None:
-                losses = self.fast.step(self.preprocess_batch(batch) if self.args.multi_scale else batch, update)
+                if not self.on_device:
+                    batch |= padded(batch)
+                if self.args.multi_scale or not self.on_device:
+                    batch = self.preprocess_batch(batch)
+                losses = self.fast.step(batch, update)
                 self.loss, self.loss_items = self.fast.loss, dict(zip(self.fast.names, losses, strict=True))
                 return self.loss_items
             with autocast(torch.bfloat16 if self.args.amp == "bf16" else self.amp, device=self.device.type):
                 loss, self.loss_items = self.model(self.preprocess_batch(batch))
-                self.loss = loss.sum() * (self.world_size if RANK != -1 else 1)
+                self.loss = loss.sum()
             self.scaler.scale(self.loss).backward()
         except RuntimeError as error:
             if "out of memory" not in str(error).lower():
@@ -279,6 +324,17 @@ class LatTrainer(DetectionTrainer):
             self.fast.ema = self.ema
             self.fast.forget()
 
+    def set_model_attributes(self) -> None:
+        """Give the model what it has of the data set and the arguments."""
+        super().set_model_attributes()
+        if self.args.sync_bn:
+            self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+
+    def validate(self) -> Any:
+        """Evaluate the averaged model, each process on its part of the images; the first one gets the numbers."""
+        ranks.copy_from_main(list(self.ema.ema.buffers()))
+        return super().validate()
+
     def save_model(self) -> bool:
         """Write last.pt, best.pt and those that `save_period` asks for, each whole or not at all."""
         folder, names = self.wdir, (self.last, self.best)
@@ -292,9 +348,17 @@ class LatTrainer(DetectionTrainer):
         return saved
 
     def train(self) -> None:
-        """Train, in other processes if there are several devices."""
-        super().train()
+        """Train, in other processes if there are several devices.
+
+        Raises:
+            UserError: one of them has ended before its time.
+        """
+        if not self.ddp:
+            super().train()
+            return
+        launch.run(self, len(self.args.device.split(",")))
         trust_files((self.last, self.best))  # which those processes have written
+        self.validator = SimpleNamespace(metrics=LatMetrics.read(self.save_dir / "metrics.json"))
 
     def plot_training_samples(self, batch: dict[str, Any], ni: int) -> None:
         """Draw a batch with its boxes."""
@@ -317,7 +381,7 @@ class LatTrainer(DetectionTrainer):
     ) -> LatModel:
         """Build the model for the data set's classes and load weights into it."""
         content = cfg if isinstance(cfg, dict) else load_model_yaml(cfg)
-        model = LatModel(content, ch=self.data["channels"], nc=self.data["nc"], verbose=verbose and RANK == -1)
+        model = LatModel(content, ch=self.data["channels"], nc=self.data["nc"], verbose=verbose and MAIN)
         self.set_model_names_for_load(model)
         if weights:
             model.load(weights)
@@ -339,7 +403,7 @@ class LatTrainer(DetectionTrainer):
 
     def final_eval(self) -> None:
         """Strip the checkpoints of the optimizer, validate the best as `val` does, and write safetensors too."""
-        if RANK in {-1, 0}:
+        if MAIN:
             with staged(self.wdir) as stage, quiet():
                 results = strip_optimizer(self.last, str(stage / self.last.name)).get("train_results")
                 strip_optimizer(self.best, str(stage / self.best.name), updates={"train_results": results})
@@ -347,12 +411,13 @@ class LatTrainer(DetectionTrainer):
         self.validator.args.plots, self.validator.args.compile = self.args.plots, False
         if self.on_device:
             self.validator.dataloader, self.validator.args.rect = None, True
-        self.metrics = self.validator(model=self.best)
+        with ranks.main_file(self.best) as best:
+            self.metrics = self.validator(model=best)
         self.metrics.pop("fitness", None)
         self.epoch += 1  # for loggers, which take this for one more epoch
         self.run_callbacks("on_fit_epoch_end")
         self.epoch -= 1
-        if RANK in {-1, 0}:
+        if MAIN:
             for checkpoint in (self.best, self.last):
                 pt_to_safetensors(checkpoint, checkpoint.with_suffix(".safetensors"))
 

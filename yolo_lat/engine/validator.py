@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 from zipfile import ZIP_DEFLATED, ZipFile
 
+import numpy as np
 import torch
 import yaml
 from rich.console import Console
+from torch.utils.data import DataLoader
 from ultralytics.cfg import get_cfg
+from ultralytics.data.build import build_dataloader, seed_worker
+from ultralytics.engine import validator as ultralytics_validator
 from ultralytics.models.yolo.detect import DetectionValidator
+from ultralytics.nn.autobackend import AutoBackend
 from ultralytics.utils import LOGGER, colorstr, nms, ops
 from ultralytics.utils.metrics import ConfusionMatrix, DetMetrics
 
@@ -25,6 +35,7 @@ from yolo_lat.data.spec import DatasetSpec
 from yolo_lat.engine import report
 from yolo_lat.engine.arguments import as_list
 from yolo_lat.engine.evaluate import CocoResult, evaluate_detections, given_data
+from yolo_lat.engine.ranks import MAIN, RANKS, mean_over_ranks, own_share
 from yolo_lat.errors import UserError
 
 
@@ -41,6 +52,13 @@ class LatMetrics(DetMetrics):
     def coco(self) -> dict[str, float]:
         """Return the twelve COCO numbers by name."""
         return self.result.numbers
+
+    @classmethod
+    def read(cls, file: Path) -> LatMetrics:
+        """Return metrics that have the twelve numbers of a `metrics.json` and nothing else."""
+        metrics = cls()
+        metrics.result = CocoResult(json.loads(file.read_text(encoding="utf-8")), np.empty((0, 10)))
+        return metrics
 
     def take(self, result: CocoResult) -> None:
         """Replace the average precisions that Ultralytics computed its own way; precision and recall stay."""
@@ -79,7 +97,8 @@ class LatValidator(DetectionValidator):
 
     After training and by itself it evaluates with pycocotools and writes `predictions.json`, `metrics.json` (the twelve
     numbers by name), `evaluation.json` and, unless `plots=False`, figures to the run folder; during training it only
-    computes the numbers, faster. On a split without annotations it writes the file for the evaluation server and
+    computes the numbers, faster. Where several processes train, each predicts on its part of the images and the first
+    one evaluates. On a split without annotations it writes the file for the evaluation server and
     `metrics` is a `Submission`. Every image counts: the time limit of Ultralytics' non-maximum suppression, which drops
     the rest of a slow batch, is lifted.
 
@@ -87,6 +106,7 @@ class LatValidator(DetectionValidator):
         UserError: a data set that cannot be read, or whose classes are not the model's.
     """
 
+    loss: Any  # by name, during training
     metrics: Any  # LatMetrics; a Submission once a split without annotations is done
 
     def __init__(
@@ -104,14 +124,16 @@ class LatValidator(DetectionValidator):
         super().__init__(dataloader, save_dir, args, _callbacks)
         self.metrics = LatMetrics()
         # Ultralytics reads the data set's description from a file of its own format.
-        self.args.data = str(self.save_dir / "data.yaml")
+        self._folder = None if MAIN else tempfile.TemporaryDirectory()
+        self.args.data = str(Path(self._folder.name if self._folder else self.save_dir) / "data.yaml")
         Path(self.args.data).write_text(yaml.safe_dump(ultralytics_data(self.spec)), encoding="utf-8")
 
     def __call__(self, trainer: Any = None, model: Any = None, **kwargs: Any) -> Any:
         """Validate; training's last call names the weights by their path."""
         if isinstance(model, str | Path):
             self.given_model = str(model)
-        return super().__call__(trainer, model, **kwargs)
+        with _processes_without_gpu() if RANKS > 1 and not torch.cuda.is_available() else nullcontext():
+            return super().__call__(trainer, model, **kwargs)
 
     def build_dataset(self, img_path: Any, mode: str = "val", batch: int | None = None) -> LatDataset:
         """Read the split to validate on."""
@@ -130,6 +152,12 @@ class LatValidator(DetectionValidator):
             task="detect",
             classes=self.args.classes,
             data=self.data,
+        )
+
+    def get_dataloader(self, dataset_path: str, batch_size: int) -> Any:
+        """Return what makes the batches of this process."""
+        return val_loader(
+            self.build_dataset(dataset_path, "val", batch_size), batch_size, self.args.workers, self.device
         )
 
     def init_metrics(self, model: torch.nn.Module) -> None:
@@ -175,6 +203,12 @@ class LatValidator(DetectionValidator):
                 continue
             row = {"image_id": image_id, "category_id": categories[int(class_id)], "bbox": box, "score": score}
             self.jdict.append(row)
+
+    def gather_stats(self) -> None:
+        """Bring to the first process what all have found."""
+        super().gather_stats()
+        if self.training:
+            self.loss = {name: mean_over_ranks(value) for name, value in self.loss.items()}
 
     def get_stats(self) -> dict[str, Any]:
         """Evaluate the collected predictions."""
@@ -258,3 +292,33 @@ def ultralytics_data(spec: DatasetSpec) -> dict[str, Any]:
         "nc": len(spec.names),
         "channels": 3,
     }
+
+
+@contextmanager
+def _processes_without_gpu() -> Iterator[None]:
+    """Let Ultralytics validate on CPUs in several processes, of which it believes that each has a GPU."""
+
+    def on_cpu(**kwargs: Any) -> AutoBackend:
+        return AutoBackend(**{**kwargs, "device": torch.device("cpu")})
+
+    first = SimpleNamespace(current_device=lambda: 0)
+    with (
+        patch.object(ultralytics_validator, "AutoBackend", on_cpu),
+        patch.object(ultralytics_validator, "get_torch_device_backend", lambda _: first),
+    ):
+        yield
+
+
+def val_loader(dataset: LatDataset, batch: int, workers: int, device: torch.device) -> Any:
+    """Return what loads the images of a data set in their order, in batches that several processes divide."""
+    if RANKS == 1:
+        return build_dataloader(dataset, batch, workers, shuffle=False, rank=-1, device=device)
+    return DataLoader(
+        dataset,
+        batch_sampler=own_share(len(dataset), batch, max(batch // RANKS, 1)),
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=device.type == "cuda",
+        collate_fn=dataset.collate_fn,
+        worker_init_fn=seed_worker,
+    )

@@ -49,8 +49,9 @@ class DeviceLoader:
         augment: how to vary samples.
         batch: samples in a batch of this rank.
         seed: of everything random.
-        rank, world_size: this process takes every `world_size`th image of an epoch's order; the first ones come again
-            where they are needed to give each process as many.
+        rank: of this process, if several train; each has a cache of its own images.
+        samples: of an epoch, for which the first images of its order come again if there are more than images; one of
+            each image by default.
         shuffle: take images in random order.
         renderer: triton on CUDA where it is installed by default.
 
@@ -66,21 +67,22 @@ class DeviceLoader:
         *,
         seed: int = 0,
         rank: int = 0,
-        world_size: int = 1,
+        samples: int | None = None,
         shuffle: bool = True,
         renderer: Renderer = "auto",
     ) -> None:
         if batch < 1:
             raise UserError(f"batch={batch}: a batch has at least one sample; give a positive number")
         self.cache, self.augment, self.batch = cache, augment, batch
-        self.seed, self.rank, self.world_size, self.shuffle = seed, rank, world_size, shuffle
+        self.seed, self.rank, self.shuffle = seed, rank, shuffle
+        self.samples = len(cache) if samples is None else samples
         self.epoch = 0
         self.renderer, self._render = choose_renderer(cache, renderer)
         self._side = torch.cuda.Stream(cache.device, priority=-1) if cache.device.type == "cuda" else None
         LOGGER.info(f"{colorstr('device data:')} {len(cache)} images, rendered by {self.renderer} on {cache.device}")
 
     def __len__(self) -> int:
-        return -(-self._share // self.batch)
+        return -(-self.samples // self.batch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return self.batches()
@@ -114,18 +116,13 @@ class DeviceLoader:
             yield from self._finish(now, skip)
             skip = 0
 
-    @property
-    def _share(self) -> int:
-        return -(-len(self.cache) // self.world_size)
-
     def _order(self) -> Tensor:
-        """Return this rank's images of the current epoch, int64 on the device."""
+        """Return the images of the current epoch's samples, int64 on the device."""
         count = len(self.cache)
         order = torch.arange(count)
         if self.shuffle:
             order = torch.randperm(count, generator=_generator(torch.device("cpu"), self.seed, self.epoch))
-        order = order.repeat(-(-self._share * self.world_size // count))[: self._share * self.world_size]
-        return order[self.rank :: self.world_size].to(self.cache.device)
+        return order.repeat(-(-self.samples // count))[: self.samples].to(self.cache.device)
 
     def _draw(self, order: Tensor, epoch: int, number: int, batches: int) -> _Drawn:
         """Draw a number of batches, place their boxes and ask how many there are, on the side stream."""
@@ -213,6 +210,19 @@ def flat(batch: dict[str, Any]) -> dict[str, Tensor]:
         "bboxes": batch["boxes"].flatten(0, 1)[rows],
         "batch_idx": (rows // valid.shape[1]).float(),
     }
+
+
+def padded(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the boxes of one of Ultralytics' batches in the form of a `DeviceLoader`'s: what `flat` does, undone."""
+    owners, samples = batch["batch_idx"].long(), len(batch["img"])
+    counts = owners.bincount(minlength=samples)
+    places = bucket(int(counts.max()))
+    valid = torch.arange(places, device=owners.device) < counts[:, None]
+    order = owners.argsort(stable=True)
+    boxes = batch["bboxes"].new_zeros(samples, places, 4)
+    labels = owners.new_zeros(samples, places)
+    boxes[valid], labels[valid] = batch["bboxes"][order], batch["cls"][order].flatten().long()
+    return {"boxes": boxes, "labels": labels, "valid": valid}
 
 
 def choose_renderer(cache: DeviceCache, renderer: Renderer) -> tuple[str, type[TorchRenderer] | type[TritonRenderer]]:

@@ -1,0 +1,309 @@
+"""Two processes train as one does, and end together."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from yolo_lat import YOLOLAT
+from yolo_lat.data.device.loader import flat, padded
+from yolo_lat.engine import launch, ranks
+from yolo_lat.engine.train_options import check_several
+from yolo_lat.engine.trainer import LatTrainer
+from yolo_lat.engine.validator import LatMetrics
+from yolo_lat.errors import UserError
+
+SCRIPT, REPO = Path(__file__).with_name("rank_script.py"), Path(__file__).parents[2]
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ARGS = {"imgsz": 64, "batch": 8, "nbs": 16, "device": "cpu", "plots": False, "epochs": 2, "optimizer": "SGD"}
+ARGS |= {"lr0": 1e-3, "warmup_epochs": 0, "close_mosaic": 1}
+EXACT = {"frozen": True, "val_period": 2}
+
+
+def train(data: Path, project: Path, name: str, *launcher: str, **changes) -> subprocess.CompletedProcess[str]:
+    project.mkdir(exist_ok=True)
+    args = ARGS | {"data": str(data), "project": str(project), "name": name} | changes
+    command = [*(launcher or [sys.executable]), str(SCRIPT), json.dumps(args)]
+    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def losses(project: Path, name: str, rank: int = 0) -> torch.Tensor:
+    lines = (project / f"{name}-{rank}.jsonl").read_text().splitlines()
+    return torch.tensor([list(json.loads(line).values()) for line in lines])
+
+
+def epochs(project: Path, name: str) -> list[list[str]]:
+    with (project / name / "results.csv").open() as file:
+        return [[v for k, v in row.items() if not k.startswith(("time", "speed"))] for row in csv.DictReader(file)]
+
+
+def weights(project: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(project / name / "weights/last.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.fixture(scope="module")
+def pair(run, tmp_path_factory) -> Path:
+    """The folder of a training in two processes, `two`."""
+    project = tmp_path_factory.mktemp("ranks")
+    done = train(run.data, project, "two", *TORCHRUN, weights=str(run.safetensors), **EXACT)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return project
+
+
+class TestTwoProcesses:
+    def test_have_the_losses_of_one_in_every_batch(self, run, pair) -> None:
+        done = train(run.data, pair, "one", weights=str(run.safetensors), **EXACT)
+        assert done.returncode == 0, done.stderr[-3000:]
+        one, two = losses(pair, "one"), losses(pair, "two")
+        assert one.shape == (6, 3)
+        assert torch.equal(two, losses(pair, "two", 1))
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+        assert (one[0] - one[3]).abs().max() > 1e-3  # the second epoch is another one, so that equality means something
+        one = weights(pair, "one")
+        for name, value in weights(pair, "two").items():
+            torch.testing.assert_close(value, one[name], rtol=2e-3, atol=2e-3)  # stored in float16
+
+    def test_evaluate_as_one_does(self, run, pair) -> None:
+        found = json.loads((pair / "two/metrics.json").read_text())
+        alone = YOLOLAT(str(pair / "two/weights/best.pt")).val(
+            data=run.data, imgsz=64, batch=8, device="cpu", plots=False, project=pair, name="val"
+        )
+        assert found == pytest.approx(alone.coco, abs=1e-9)
+        assert found["AP"] > 0
+        rows = [json.loads((pair / name / "predictions.json").read_text()) for name in ("two", "val")]
+        assert {row["image_id"] for row in rows[0]} == {row["image_id"] for row in rows[1]}
+
+    def test_write_once(self, pair) -> None:
+        assert {f.name for f in (pair / "two/weights").iterdir()} == {
+            f"{name}.{kind}" for name in ("best", "last") for kind in ("pt", "safetensors")
+        }
+        assert [row[0] for row in epochs(pair, "two")] == ["1", "2"]
+        assert sorted(f.name for f in pair.iterdir() if f.is_dir() and f.name.startswith("two")) == ["two"]
+
+    def test_that_a_trainer_launches_train_like_any(self, run, pair, monkeypatch) -> None:
+        """What `device=0,1` does, with processes that have no GPU."""
+        monkeypatch.setenv("PYTHONPATH", str(REPO))
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        args = ARGS | {"data": str(run.data), "project": str(pair), "name": "launched", "val_period": 2}
+        model = YOLOLAT(str(run.safetensors))
+        trainer = LatTrainer(overrides={**args, "model": str(run.safetensors), "task": "detect", "mode": "train"})
+        trainer.model = trainer.get_model(model.model.yaml, model.model)
+        launch.run(trainer, 2)
+        assert [row[0] for row in epochs(pair, "launched")] == ["1", "2"]
+        assert LatMetrics.read(pair / "launched/metrics.json").coco["AP"] > 0
+
+
+def test_images_on_the_device_are_shared_out(run, tmp_path) -> None:
+    done = train(run.data, tmp_path, "two", *TORCHRUN, weights=str(run.safetensors), cache="device")
+    assert done.returncode == 0, done.stderr[-3000:]
+    shares = [set((tmp_path / f"two-{rank}.images").read_text().splitlines()) for rank in (0, 1)]
+    assert [len(share) for share in shares] == [12, 12]
+    assert not shares[0] & shares[1]
+    assert torch.equal(losses(tmp_path, "two"), losses(tmp_path, "two", 1))
+    alone = YOLOLAT(str(tmp_path / "two/weights/best.pt")).val(
+        data=run.data, imgsz=64, batch=8, device="cpu", plots=False, project=tmp_path, name="val"
+    )
+    assert json.loads((tmp_path / "two/metrics.json").read_text()) == pytest.approx(alone.coco, abs=1e-9)
+
+
+class TestAKilledProcess:
+    def test_ends_the_others_at_once_with_its_name(self, shapes, tmp_path) -> None:
+        began = time.monotonic()
+        done = train(shapes, tmp_path, "two", *TORCHRUN, die=4, epochs=200)
+        assert done.returncode != 0
+        assert time.monotonic() - began < 90
+        assert "error: rank 1 (process " in done.stderr
+        assert f"to go on from its last epoch: yolo-lat train resume={tmp_path}/two/weights/last.pt" in done.stderr
+        assert (tmp_path / "two/weights/resume.pt").is_file()
+
+    def test_is_replaced_by_max_restarts_and_the_end_is_the_same(self, run, pair) -> None:
+        done = train(
+            run.data, pair, "again", *TORCHRUN, "--max-restarts", "1", die=4, weights=str(run.safetensors), **EXACT
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert (pair / "died").is_file()
+        assert same(weights(pair, "again"), weights(pair, "two"))
+        assert epochs(pair, "again") == epochs(pair, "two")
+
+
+def test_a_training_goes_on_in_another_number_of_processes(run, pair, tmp_path) -> None:
+    """One process goes on where two were killed, which leaves a gradient that waits for more batches."""
+    done = train(run.data, tmp_path, "moved", *TORCHRUN, die=4, weights=str(run.safetensors), **EXACT)
+    assert done.returncode != 0
+    last = tmp_path / "moved/weights/last.pt"
+    done = train(run.data, tmp_path, "moved", weights=str(last), resume=str(last), frozen=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    two = losses(pair, "two")
+    torch.testing.assert_close(losses(tmp_path, "moved")[-3:], two[-3:], rtol=1e-3, atol=1e-5)
+    assert [row[0] for row in epochs(tmp_path, "moved")] == ["1", "2"]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"batch": 9}, r"^batch=9: cannot be divided among 2 processes; use 8 or 10$"),
+            ({"batch": -1}, r"^batch=-1: cannot be divided among 2 processes; use 2 or 4$"),
+            ({"sync_bn": True}, r"^sync_bn=True: torch has it for GPUs alone; drop it, or train on GPUs$"),
+            ({"cuda_graph": True}, r"^cuda_graph=True: is for one process, and 2 train; drop it$"),
+            ({"rect": True}, r"^rect=True: is for one process, and 2 train; drop it$"),
+        ],
+    )
+    def test_what_does_not_go_together(self, changes, message) -> None:
+        args = {"batch": 8, "sync_bn": False, "cuda_graph": False, "rect": False, "compile": False}
+        with pytest.raises(UserError, match=message):
+            check_several(SimpleNamespace(**(args | {"distill_model": None} | changes)), 2, False)
+
+    def test_synchronized_statistics_of_one_process(self, shapes, tmp_path) -> None:
+        with pytest.raises(UserError, match=r"^sync_bn=True: is for several GPUs"):
+            YOLOLAT("yolo-lat-p").train(data=shapes, sync_bn=True, project=tmp_path, device="cpu")
+        assert not list(tmp_path.iterdir())
+
+    def test_are_told_once(self, shapes, tmp_path) -> None:
+        command = [*TORCHRUN, "-m", "yolo_lat", "train", "model=yolo-lat-p", f"data={shapes}", "batch=9", "device=cpu"]
+        environment = os.environ | {"PYTHONPATH": str(REPO)}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert done.returncode != 0
+        assert done.stderr.count("yolo-lat: error:") == 1
+        assert "batch=9: cannot be divided among 2 processes" in done.stderr
+        assert not list(tmp_path.iterdir())
+
+
+@given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 8), st.integers(1, 5))
+def test_a_share_of_the_images_keeps_the_groups(count, group, size, processes) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranks, "RANKS", processes)
+        shares = []
+        for place in range(processes):
+            patch.setattr(ranks, "PLACE", place)
+            shares.append(ranks.own_share(count, group, size))
+    assert sorted(i for share in shares for batch in share for i in batch) == list(range(count))
+    batches = [batch for share in shares for batch in share]
+    assert all(0 < len(batch) <= size and len({i // group for i in batch}) == 1 for batch in batches)
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=5), st.integers(0, 2**31))
+def test_padding_is_undone_by_flat(counts, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    owners = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)).float()
+    total = len(owners)
+    given_ = {
+        "img": torch.empty(len(counts), 3, 1, 1),
+        "batch_idx": owners,
+        "cls": torch.randint(0, 80, (total, 1), generator=generator).float(),
+        "bboxes": torch.rand(total, 4, generator=generator),
+    }
+    back = flat(padded(given_) | {"total": total})
+    assert all(torch.equal(back[key], given_[key]) for key in back)
+    mixed = torch.randperm(total, generator=generator)
+    shuffled = given_ | {key: given_[key][mixed] for key in ("batch_idx", "cls", "bboxes")}
+    assert torch.equal(padded(shuffled)["valid"], padded(given_)["valid"])
+
+
+WATCHED = """
+import sys, time
+from yolo_lat.engine.rank_watch import RankWatch
+rank, ranks, folder, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+def from_main(value):
+    import json, pathlib
+    place = pathlib.Path(folder, "said.json")
+    if value is not None:
+        place.with_suffix(".tmp").write_text(json.dumps(value))
+        place.with_suffix(".tmp").rename(place)
+    while not place.exists():
+        time.sleep(0.01)
+    return json.loads(place.read_text())
+watch = RankWatch(rank, ranks, rank == 0, "localhost", from_main)
+watch.hint = "; go on"
+print("watching", flush=True)
+sys.stdin.readline()
+if what == "close":
+    watch.close()
+elif what == "give up" and rank == 0:
+    print("told", file=sys.stderr)
+    watch.give_up()
+"""
+
+
+class TestRankWatch:
+    @pytest.fixture
+    def start(self, tmp_path):
+        """Start watched processes, and end what is left of them."""
+        started: list[subprocess.Popen[str]] = []
+
+        def start(count: int, what: str = "wait") -> list[subprocess.Popen[str]]:
+            for rank in range(count):
+                command = [sys.executable, "-c", WATCHED, str(rank), str(count), str(tmp_path), what]
+                environment = os.environ | {"PYTHONPATH": str(REPO)}
+                pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+                started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+            assert [process.stdout.readline() for process in started] == ["watching\n"] * count
+            return started
+
+        yield start
+        for process in started:
+            process.kill()
+            process.communicate()
+
+    @pytest.mark.parametrize("victim", [0, 1, 2])
+    def test_names_who_ended(self, start, victim) -> None:
+        processes = start(3)
+        processes[victim].send_signal(signal.SIGKILL)
+        others = [process for process in processes if process is not processes[victim]]
+        assert [process.wait(10) for process in others] == [1, 1]
+        said = [process.stderr.read() for process in others]
+        name = f"rank {victim} (process {processes[victim].pid} on {socket.gethostname()})"
+        assert f"yolo-lat: error: {name} has ended before the training; go on\n" in said
+        assert sum(map(len, said)) < 250  # once
+
+    def test_is_silent_when_all_are_done(self, start) -> None:
+        processes = start(3, "close")
+        for process in processes:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        assert [process.wait(10) for process in processes] == [0, 0, 0]
+        assert [process.stderr.read() for process in processes] == ["", "", ""]
+
+    def test_is_silent_when_the_user_was_told(self, start) -> None:
+        processes = start(2, "give up")
+        processes[0].stdin.write("\n")
+        processes[0].stdin.flush()
+        assert [process.wait(10) for process in processes] == [0, 2]
+        assert [process.stderr.read() for process in processes] == ["told\n", ""]
+
+
+def test_a_checkpoint_of_synchronized_statistics_is_like_any(run, tmp_path) -> None:
+    model = YOLOLAT(str(run.best))
+    plain = {key: value.clone() for key, value in model.model.state_dict().items()}
+    model.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model.model)
+    model.save(tmp_path / "sync.pt")
+    loaded = YOLOLAT(str(tmp_path / "sync.pt"))
+    assert any(isinstance(module, torch.nn.SyncBatchNorm) for module in loaded.model.modules())
+    assert same(loaded.model.state_dict(), plain)
+    loaded.save(tmp_path / "sync.safetensors")
+    assert same(YOLOLAT(str(tmp_path / "sync.safetensors")).model.state_dict(), plain)
+    loaded.export(imgsz=96)  # compares with the PyTorch model
+    arguments = {"data": run.data, "imgsz": 96, "device": "cpu", "plots": False, "project": tmp_path}
+    numbers = [YOLOLAT(str(file)).val(**arguments).coco for file in (run.best, tmp_path / "sync.pt")]
+    assert numbers[0] == pytest.approx(numbers[1], abs=1e-6)

@@ -1,0 +1,125 @@
+"""Notices at once that one of several training processes has ended, and ends the others with a word on which it was.
+
+A process that waits for another in a collective operation would wait for hours. So each holds a connection to the first
+one, and nothing is sent on it: when a process ends, however, its system closes the connection, and when a machine is
+gone, TCP's own keep-alive finds out within 20 seconds. Neither depends on what Python is busy with.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import selectors
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, cast
+
+_DONE, _TOLD = b"done\n", b"told\n"
+KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds, seconds, attempts
+_FAILED, _REFUSED = 1, 2  # exit status: without the others, and when the user has been told what is wrong
+_LINE = 400  # bytes of a message at most
+_MEETING = 60  # seconds in which all have to meet
+
+
+class RankWatch:
+    """Watches over the processes of a training, from construction on.
+
+    When one ends without `close`, the others print a sentence that names it, with its machine and process number, and
+    end with exit status 1.
+
+    Args:
+        rank: of this process.
+        ranks: how many there are.
+        speaks: whether this process is the one of its machine that prints.
+        address: at which the first one's machine is reached.
+        from_main: returns in every process what the first one gives; called in all of them at once.
+
+    Attributes:
+        hint: what a user can do then, for the end of the sentence.
+    """
+
+    def __init__(self, rank: int, ranks: int, speaks: bool, address: str, from_main: Callable[[Any], Any]) -> None:
+        self.hint = ""
+        self._rank, self._speaks, self._closing = rank, speaks, False
+        name = f"rank {rank} (process {os.getpid()} on {socket.gethostname()})"
+        server = _server() if rank == 0 else None
+        told = from_main((server.getsockname()[1], secrets.token_hex(), name) if server else None)
+        port, secret, self._names = told[0], told[1], {0: told[2], rank: name}
+        self._peers: dict[socket.socket, int] = {}
+        if server is None:
+            peer = socket.create_connection((address, port), timeout=_MEETING)
+            peer.sendall(f"{secret} {rank} {name}\n".encode())
+            self._add(peer, 0)
+        else:
+            with server:
+                server.settimeout(_MEETING)
+                while len(self._peers) < ranks - 1:
+                    peer = server.accept()[0]
+                    peer.settimeout(_MEETING)
+                    known, _, who = peer.makefile().readline(_LINE).strip().partition(" ")
+                    if known == secret:
+                        number, _, name = who.partition(" ")
+                        self._names[int(number)] = name
+                        self._add(peer, int(number))
+                    else:
+                        peer.close()
+        threading.Thread(target=self._watch, name="rank watch", daemon=True).start()
+
+    def close(self) -> None:
+        """Stop watching; to be called when all processes have come to their end."""
+        self._closing = True
+        self._say(_DONE)
+
+    def give_up(self) -> None:
+        """End the other processes without a word, as the user has been told by this one."""
+        self._closing = True
+        self._say(_TOLD)
+
+    def _say(self, message: bytes, but: str = "") -> None:
+        for peer, number in self._peers.items():
+            if self._names[number] != but:
+                with suppress(OSError):  # that one has ended
+                    peer.sendall(message)
+
+    def _add(self, peer: socket.socket, number: int) -> None:
+        peer.settimeout(None)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in KEEP_ALIVE.items():
+            if hasattr(socket, name):
+                peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._peers[peer] = number
+
+    def _watch(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            for connection in self._peers:
+                selector.register(connection, selectors.EVENT_READ)
+            while selector.get_map():
+                for key, _ in selector.select():
+                    peer = cast(socket.socket, key.fileobj)
+                    try:
+                        said = peer.recv(_LINE)
+                    except OSError:
+                        said = b""
+                    if said == _DONE:
+                        selector.unregister(peer)
+                    elif said == _TOLD:
+                        os._exit(_REFUSED)
+                    elif not self._closing:
+                        self._end(said.decode(errors="replace").strip() or self._names[self._peers[peer]])
+
+    def _end(self, name: str) -> None:
+        """Tell the others and the user who has ended, and end."""
+        if self._rank == 0:
+            self._say(f"{name}\n".encode()[:_LINE], but=name)
+        if self._speaks or (self._rank == 1 and name == self._names[0]):
+            print(f"yolo-lat: error: {name} has ended before the training{self.hint}", file=sys.stderr, flush=True)
+        os._exit(_FAILED)
+
+
+def _server() -> socket.socket:
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
