@@ -22,7 +22,7 @@ from yolo_lat.errors import UserError
 SCRIPT = """
 import os, signal, sys
 from yolo_lat import YOLOLAT
-from yolo_lat.engine import loop
+from yolo_lat.engine import loop, trainer
 data, project, cache, workers, place = sys.argv[1:]
 
 def die(*_):
@@ -40,10 +40,17 @@ elif place == "between last.pt and resume.pt":
     loop.write_state = lambda *a: die() if len(calls) else (calls.append(1), write(*a))
 elif place == "before the last validation":
     model.add_callback("on_train_epoch_start", lambda t: setattr(t, "final_eval", die))
+elif place == "after the last validation":
+    trainer.pt_to_safetensors = die
 model.train(data=data, project=project, name="run", cache=cache != "False" and cache, workers=int(workers), epochs=3,
             imgsz=64, batch=9, nbs=18, device="cpu", plots=False, warmup_epochs=1, close_mosaic=1, seed=3)
 """
-PLACES = ("within an epoch", "between last.pt and resume.pt", "before the last validation")
+PLACES = (
+    "within an epoch",
+    "between last.pt and resume.pt",
+    "before the last validation",
+    "after the last validation",
+)
 
 
 def train(data: Path, project: Path, cache: str, workers: int, place: str = "") -> int:
@@ -75,7 +82,14 @@ def whole(shapes, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("cache", "place"),
-    [("False", PLACES[0]), ("device", PLACES[0]), ("ram", PLACES[1]), ("device", PLACES[1]), ("False", PLACES[2])],
+    [
+        ("False", PLACES[0]),
+        ("device", PLACES[0]),
+        ("ram", PLACES[1]),
+        ("device", PLACES[1]),
+        ("False", PLACES[2]),
+        ("False", PLACES[3]),
+    ],
 )
 def test_a_killed_training_ends_with_the_same_weights_bit_for_bit(whole, shapes, tmp_path, cache, place) -> None:
     assert train(shapes, tmp_path, cache, 0, place) == -signal.SIGKILL
@@ -92,6 +106,14 @@ def test_a_killed_training_ends_with_the_same_weights_bit_for_bit(whole, shapes,
     assert sorted(f.name for f in last.parent.iterdir()) == [
         f"{n}.{s}" for n in ("best", "last") for s in ("pt", "safetensors")
     ]
+
+
+def test_a_training_goes_on_in_the_folder_of_its_checkpoint(shapes, tmp_path) -> None:
+    assert train(shapes, tmp_path / "here", "False", 0, PLACES[0]) == -signal.SIGKILL
+    (tmp_path / "here").rename(tmp_path / "there")
+    YOLOLAT("yolo-lat-p").train(resume=str(tmp_path / "there/run/weights/last.pt"))
+    assert len(result(tmp_path / "there")[1]) == 3
+    assert not (tmp_path / "here").exists()
 
 
 def test_other_samples_give_other_weights(whole) -> None:

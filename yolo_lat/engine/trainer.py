@@ -150,6 +150,8 @@ class LatTrainer(DetectionTrainer):
             self.state = read_state(Path(self.args.model))
         if self.args.data:
             self._read(load_dataset(self.args.data), self.args.split)
+        if self.resume and Path(self.args.model).parent.name == "weights":  # the folder may have been moved
+            self.args.save_dir = str(Path(self.args.model).absolute().parents[1])
         if self._folder:
             self.args.save_dir = self._folder
         if RANKS > 1:
