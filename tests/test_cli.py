@@ -318,6 +318,13 @@ def test_predict_counts_frames_and_says_where_they_went(cli, engine, tmp_path, f
     assert cli(f"predict model=a.pt source=a.mp4 {flags}").out == expected
 
 
+@pytest.mark.parametrize("command", ["predict source=0", "track model=None source=0"])
+def test_without_a_model_the_best_weights_that_ship_are_used(cli, engine, command):
+    result = cli(command)
+    assert result.out.startswith("model: yolo-lat-n-voc12, the best of the weights that ship (AP 0.")
+    assert engine.calls[0] == ("YOLOLAT", {"model": "yolo-lat-n-voc12", "scale": None})
+
+
 def test_val_of_a_model_writes_the_twelve_numbers(cli, engine, tmp_path):
     assert cli("val model=a.pt data=coco json=new/metrics.json").status == 0
     assert json.loads((tmp_path / "new/metrics.json").read_text()) == COCO
@@ -367,9 +374,7 @@ def test_quickstart_has_defaults(cli, engine):
         ("val data=coco", "model"),
         ("val model=a.pt", "data"),
         ("val predictions=r.json", "data"),
-        ("predict source=0", "model"),
         ("predict model=a.pt", "source"),
-        ("track model=None source=0", "model"),
         ("track model=a.pt", "source"),
         ("export", "model"),
         ("info", "model"),

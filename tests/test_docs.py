@@ -42,6 +42,7 @@ from yolo_lat.engine.recipe import read_recipe, recipe_names
 from yolo_lat.errors import UserError
 from yolo_lat.nn import LatModel, load_model_yaml, model_names
 from yolo_lat.nn.parser import ROWS
+from yolo_lat.pretrained import pretrained_names
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDES = sorted((ROOT / "docs").glob("*.md"))
@@ -306,7 +307,7 @@ def test_commands_have_a_known_mode_and_known_keys(line: str) -> None:
         name = " ".join(words[: 1 + (" ".join(words[:2]) in MODES)])
         options = parse(MODES[name], words[len(name.split()) :])
         model, data = str(options.get("model", "best.pt")), str(options.get("data", "my.yaml"))
-        assert Path(model).suffix in WEIGHTS or model in model_names()
+        assert Path(model).suffix in WEIGHTS or model in (*model_names(), *pretrained_names())
         assert Path(data).suffix == ".yaml" or data.partition(":")[0] in data_registry.registry()
         recipe = str(options.get("cfg", "my.yaml"))
         assert Path(recipe).suffix == ".yaml" or recipe in recipe_names()

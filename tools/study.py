@@ -1,7 +1,11 @@
 """Run a study: many trainings that differ in one thing, several at once, over as many sittings as it takes.
 
     python tools/study.py run STUDY.yaml STATE DATA [--seconds 540] [--at-once 4] [--devices 0,1]
-    python tools/study.py collect STUDY.yaml STATE docs/results/study-NAME.json
+    python tools/study.py collect STUDY.yaml STATE docs/results/study-NAME.json [--latency BENCHMARK.json]
+    python tools/study.py draw docs/results/study-NAME.json docs/images
+    python tools/study.py table docs/results/study-NAME.json
+    python tools/study.py models STUDY.yaml FOLDER
+    python tools/study.py sizes STUDY.yaml [--imgsz 320] [--classes 80]
 
 STUDY.yaml declares the runs (tools/studies has some):
 
@@ -9,16 +13,20 @@ STUDY.yaml declares the runs (tools/studies has some):
     data: {voc12: {imgsz: 320}}            # sets, with keys that go with them
     recipe: {cfg: small, epochs: 60}       # keys of every run
     seeds: [0, 1, 2]
+    models: {p: yolo-lat-p}                # of runs that name none, each of which becomes one of every model
     runs:
-      p: {model: yolo-lat-p}
-      patch: {model: patch-stem.yaml}      # YAMLs beside the study's file are found
+      base: {}
+      patch: {change: {rows.0: [-1, 1, Conv, [128, 4, 4, 0]]}}     # see study_models.py
+      v8n: {model: yolov8n.yaml, against: p-base}  # compared with that; others with the first of their model
 
 DATA holds a folder for each set with images/train, images/val and annotations/train.json, val.json. STATE keeps a
 folder a run: carry it to another machine and the study goes on there. `run` starts what is missing, each on the device
 that has fewest, goes on with what was interrupted (exactly, from resume.pt), and after `--seconds` stops what still
 runs. Runs of one seed come before those of the next, so that a study that is cut short has whole rows. `collect`
-writes the twelve COCO numbers of every finished run and how far the others are, and prints mean and standard deviation
-over seeds.
+writes the twelve COCO numbers of every finished run, the size of its model, its curve and how far the others are,
+joins times that `yolo-lat benchmark` measured, and prints mean and standard deviation over seeds. `draw` makes figures
+of what it wrote, `table` Markdown. `models` writes the changed models and prints the `models=` of a benchmark of all;
+`sizes` prints parameters and GFLOPs as deployed.
 """
 
 from __future__ import annotations
@@ -26,21 +34,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
 from recipe_runs import write_data_yaml
+from study_models import write_model
+from study_record import describe_run, make_record, markdown_table, print_table, save_record
 
-SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+from yolo_lat.errors import UserError
+
 KEPT = {"args.yaml", "results.csv", "metrics.json", "weights"}
 
 
@@ -51,12 +60,16 @@ class Run:
     Attributes:
         key: its name, and that of its folder.
         row: of the table that it belongs to, run and data set.
-        options: of `yolo-lat train`; the data set by its name.
+        options: of `yolo-lat train`; model and data set by their names.
+        change: of the model's YAML, values by path.
+        against: the run that it is compared with; the first one of its model unless named.
     """
 
     key: str
     row: tuple[str, str]
     options: dict[str, Any]
+    change: dict[str, Any] = field(default_factory=dict)
+    against: str | None = None
 
     def folder(self, state: Path) -> Path:
         """Return where the run lives."""
@@ -82,8 +95,13 @@ def main() -> None:
     modes = parser.add_subparsers(dest="mode", required=True)
     run = modes.add_parser("run")
     collect = modes.add_parser("collect")
-    for mode in (run, collect):
+    models = modes.add_parser("models")
+    sizes = modes.add_parser("sizes")
+    draw = modes.add_parser("draw")
+    table = modes.add_parser("table")
+    for mode in (run, collect, models, sizes):
         mode.add_argument("study", type=Path)
+    for mode in (run, collect):
         mode.add_argument("state", type=Path)
     run.add_argument("data", type=Path)
     run.add_argument("--seconds", type=float, default=float("inf"))
@@ -91,27 +109,63 @@ def main() -> None:
     run.add_argument("--devices", default="0", help="GPU indices with commas between, or cpu")
     run.add_argument("--only", default="", help="words that a run's name must have one of, with commas between")
     collect.add_argument("out", type=Path)
+    collect.add_argument("--latency", type=Path, nargs="+", default=[], help="records of yolo-lat benchmark")
+    for mode in (draw, table):
+        mode.add_argument("record", type=Path)
+    for mode in (draw, models):
+        mode.add_argument("folder", type=Path)
+    sizes.add_argument("--imgsz", type=int, default=320)
+    sizes.add_argument("--classes", type=int, default=80)
     given = parser.parse_args()
+    try:
+        act(given)
+    except UserError as error:
+        print(f"study: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def act(given: argparse.Namespace) -> None:
+    """Do what the words ask for."""
+    if given.mode == "draw":
+        from study_figures import draw_study
+
+        print(*draw_study(given.record, given.folder), sep="\n")
+        return
+    if given.mode == "table":
+        print(markdown_table(json.loads(given.record.read_text(encoding="utf-8"))["runs"]))
+        return
     runs = read_study(given.study)
     if given.mode == "run":
         carry_out(runs, given)
+    elif given.mode == "models":
+        write_models(runs, given.folder)
+    elif given.mode == "sizes":
+        print_sizes(runs, given.imgsz, given.classes)
     else:
         write_results(runs, given)
 
 
 def read_study(file: Path) -> list[Run]:
-    """Return the runs that a study declares, those of one seed together."""
+    """Return the runs that a study declares, those of one seed together.
+
+    Raises:
+        UserError: a key is missing, or a run has no model.
+    """
     study = yaml.safe_load(file.read_text(encoding="utf-8"))
     missing = {"name", "data", "recipe", "seeds", "runs"} - study.keys()
     if missing:
-        sys.exit(f"{file}: lacks {', '.join(sorted(missing))}")
+        raise UserError(f"{file}: lacks {', '.join(sorted(missing))}; add it")
+    models = study.get("models", {})
+    bare = {name: own for name, own in study["runs"].items() if "model" not in own}
+    if bare and not models:
+        raise UserError(f"{file}, run {min(bare)}: names no model, and neither does the study; add model or models")
+    declared = {f"{n}-{name}": {**own, "model": models[n]} for n, (name, own) in product(models, bare.items())}
+    declared |= {name: own for name, own in study["runs"].items() if "model" in own}
     runs = []
-    for seed, (data, of_data), (name, own) in product(study["seeds"], study["data"].items(), study["runs"].items()):
+    for seed, (data, of_data), (name, own) in product(study["seeds"], study["data"].items(), declared.items()):
         options = {**study["recipe"], **of_data, **own, "data": data, "seed": seed}
-        beside = file.parent / str(options["model"])
-        if beside.is_file():
-            options["model"] = str(beside.resolve())
-        runs.append(Run(f"{study['name']}-{name}-{data}-{seed}", (name, data), options))
+        change, against = options.pop("change", {}), options.pop("against", None)
+        runs.append(Run(f"{study['name']}-{name}-{data}-{seed}", (name, data), options, change, against))
     return runs
 
 
@@ -130,7 +184,7 @@ def carry_out(runs: list[Run], given: argparse.Namespace) -> None:
         time.sleep(0.5)
         for run in [run for run, sitting in running.items() if sitting.process.poll() is not None]:
             sitting = running.pop(run)
-            finish(run, given.state, sitting.process.returncode, time.time() - sitting.begun)
+            finish(run, given, sitting.process.returncode, time.time() - sitting.begun)
     for run, sitting in running.items():
         sitting.process.kill()
         sitting.process.wait()
@@ -149,6 +203,8 @@ def start(run: Run, given: argparse.Namespace, device: str) -> subprocess.Popen[
         data = write_data_yaml(folder, (given.data / run.options["data"]).resolve())
         cores = max((os.cpu_count() or 1) // given.at_once, 1)
         options = {"workers": cores, "plots": False, **run.options, "data": data, "device": device}
+        if run.change:
+            options["model"] = write_model(run.options["model"], run.change, folder / "model.yaml")
         options |= {"project": folder, "name": "train", "exist_ok": True}
         words = [f"{key}={value}" for key, value in options.items()]
     with (folder / "log").open("ab") as log:
@@ -167,9 +223,9 @@ def mend_paths(last: Path, folder: Path, data_root: Path, device: str) -> None:
     torch.save(checkpoint, last)
 
 
-def finish(run: Run, state: Path, status: int, seconds: float) -> None:
+def finish(run: Run, given: argparse.Namespace, status: int, seconds: float) -> None:
     """Note how a run ended, and keep of its files what the study needs."""
-    folder = run.folder(state)
+    folder = run.folder(given.state)
     if status:
         log = (folder / "log").read_text(errors="replace").strip().splitlines()
         print(f"{run.key}: failed with status {status}: {log[-1] if log else ''}", flush=True)
@@ -185,6 +241,7 @@ def finish(run: Run, state: Path, status: int, seconds: float) -> None:
         "coco": numbers,
         "epochs": epochs_done(folder),
         "gpu": gpu_name(),
+        "at_once": given.at_once,
         "seconds_of_last_sitting": round(seconds),
     }
     (folder / "done.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -205,48 +262,39 @@ def gpu_name() -> str | None:
 
 
 def write_results(runs: list[Run], given: argparse.Namespace) -> None:
-    """Write every finished run into one record and print the table."""
+    """Write what every run has come to into one record and print the table."""
     rows = []
     for run in runs:
         row: dict[str, Any] = {"run": run.row[0], "data": run.row[1], "seed": run.options["seed"]}
-        row["options"] = {k: Path(v).name if k == "model" else v for k, v in run.options.items()}
-        if run.is_done(given.state):
-            row |= json.loads((run.folder(given.state) / "done.json").read_text(encoding="utf-8"))
-        else:
-            row["unfinished"] = f"{epochs_done(run.folder(given.state))} epochs"
-        rows.append(row)
-    record = {
-        "command": f"python tools/study.py run {given.study} STATE DATA",
-        "commit": _output(["git", "rev-parse", "HEAD"]),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "ultralytics", "pycocotools", "numpy")},
-        "runs": rows,
-    }
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    given.out.write_text(json.dumps(record, indent=1, default=str) + "\n", encoding="utf-8")
+        row["options"] = run.options
+        row |= {key: value for key, value in (("change", run.change), ("against", run.against)) if value}
+        rows.append(row | describe_run(run.folder(given.state), run.options["imgsz"]))
+    record = make_record(f"python tools/study.py run {given.study} STATE DATA", rows, given.latency)
+    save_record(record, given.out)
     print_table(rows)
 
 
-def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print mean and standard deviation over seeds."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("run", "data", "seeds", *SHOWN)
-    for name, data in dict.fromkeys((row["run"], row["data"]) for row in rows):
-        found = [row["coco"] for row in rows if (row["run"], row["data"]) == (name, data) and "coco" in row]
-        cells = []
-        for number in SHOWN:
-            values = [coco[number] for coco in found]
-            spread = f" +- {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.4f}{spread}" if values else "-")
-        table.add_row(name, data, str(len(found)), *cells)
-    Console(width=140).print(table)
+def write_models(runs: list[Run], folder: Path) -> None:
+    """Write the changed models of a study and print what a benchmark takes them all by."""
+    words = {}
+    for run in runs:
+        if run.row[0] not in words:
+            model = run.options["model"]
+            words[run.row[0]] = write_model(model, run.change, folder / f"{run.row[0]}.yaml") if run.change else model
+    print(",".join(f"{name}={source}" for name, source in words.items()))
 
 
-def _output(command: list[str]) -> str | None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or None
+def print_sizes(runs: list[Run], imgsz: int, classes: int) -> None:
+    """Print a Markdown table of the models of a study as deployed, before any training."""
+    from yolo_lat.engine.table import count_deployed
+    from yolo_lat.nn import LatModel, load_model_yaml
+
+    print(f"| run | parameters | GFLOPs at {imgsz} px |", "|---|---|---|", sep="\n")
+    for name, run in {run.row[0]: run for run in runs}.items():
+        with TemporaryDirectory() as folder:
+            file = write_model(run.options["model"], run.change, Path(folder) / "model.yaml")
+            parameters, gflops = count_deployed(LatModel(load_model_yaml(file), nc=classes, verbose=False), imgsz)
+        print(f"| {name} | {parameters:,} | {gflops:.3f} |")
 
 
 if __name__ == "__main__":

@@ -105,7 +105,11 @@ class Mode:
             yield title, [key for key in engine_sections()[title] if key.name not in apart]
 
 
-_MODEL = Key("model", "", "model name such as yolo-lat-n, or a .yaml, .pt, .safetensors or .onnx file")
+_MODEL_IS = (
+    "model name such as yolo-lat-n, weights such as yolo-lat-n-voc12, or a .yaml, .pt, .safetensors or .onnx file"
+)
+_MODEL = Key("model", "", _MODEL_IS)
+_MODEL_OR_BEST = Key("model", "", f"{_MODEL_IS}; the best weights that ship unless given")
 _DATA = Key("data", "", "data set name such as coco, or a data .yaml file")
 _SCALE = Key("scale", "", "which scale of a model .yaml to build: p, n, s, m, l or x")
 _TRUST = Key("trust", "False", "open a .pt whatever it holds, which may run code; for files that you made yourself")
@@ -166,6 +170,7 @@ MODES = {
             "Measure COCO mAP of a model, or of a file of predictions.",
             examples=(
                 "yolo-lat val model=best.pt data=coco",
+                "yolo-lat val model=yolo-lat-n-voc12 data=voc12.yaml",
                 "yolo-lat val model=best.pt data=my-data.yaml split=test json=metrics.json",
                 "yolo-lat val predictions=results.json data=my-data.yaml json=metrics.json",
             ),
@@ -187,11 +192,11 @@ MODES = {
             "predict",
             "Detect objects in images or videos and save the annotated copies.",
             examples=(
-                "yolo-lat predict model=yolo-lat-n source=street.jpg",
+                "yolo-lat predict source=street.jpg",
                 "yolo-lat predict model=best.pt source=cars.mp4 conf=0.4 save=False show",
             ),
             keys=(
-                _MODEL,
+                _MODEL_OR_BEST,
                 _SOURCE,
                 _SCALE,
                 _TRUST,
@@ -241,10 +246,10 @@ MODES = {
             "track",
             "Detect objects in a video and follow each under one number.",
             examples=(
-                "yolo-lat track model=yolo-lat-n source=cars.mp4",
+                "yolo-lat track source=cars.mp4",
                 "yolo-lat track model=best.pt source=0 tracker=bytetrack.yaml show",
             ),
-            keys=(_MODEL, _SOURCE, _SCALE, _TRUST, _BATCH, Key("conf", "0.1", "confidence threshold"), _HALF),
+            keys=(_MODEL_OR_BEST, _SOURCE, _SCALE, _TRUST, _BATCH, Key("conf", "0.1", "confidence threshold"), _HALF),
             general=_DETECT,
             sections=("Tracker settings", "Predict settings", "Visualize settings"),
         ),
@@ -275,11 +280,12 @@ MODES = {
         ),
         Mode(
             "info",
-            "Print the layers, parameters and GFLOPs of a model.",
+            "Print the layers, parameters and GFLOPs of a model, or which weights ship.",
             examples=(
                 "yolo-lat info model=yolo-lat-n",
                 "yolo-lat info model=cfg/models/yolo-lat.yaml scale=s detailed=True",
                 "yolo-lat info table",
+                "yolo-lat info weights",
             ),
             keys=(
                 _MODEL,
@@ -288,6 +294,7 @@ MODES = {
                 Key("imgsz", "640", "image size in pixels that GFLOPs are counted at"),
                 Key("detailed", "False", "list every layer"),
                 Key("table", "False", "compare every model of ours with YOLOv8, 11, 12 and 26, n and s"),
+                Key("weights", "False", "list the trained weights that ship: their data, classes and AP"),
             ),
         ),
         Mode(

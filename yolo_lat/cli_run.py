@@ -148,12 +148,28 @@ def _score(predictions: str, options: dict[str, Any]) -> dict[str, float]:
 def _predict(options: dict[str, Any], mode: str = "predict") -> None:
     if engine := options.pop("engine", None):
         raise UserError(f"engine={engine} is unknown; write engine=ray, or leave it out")
-    require(mode, options, "model", "source")
+    require(mode, options, "source")
+    if options.get("model") is None:
+        options["model"] = _best_shipped(mode)
     options.setdefault("save", True)
     model = _load_model(mode, options)
     frames = sum(1 for _ in getattr(model, mode)(stream=True, **options))
     saved = any(options.get(key) for key in ("save", "save_txt", "save_crop"))
     print(f"frames: {frames}" + (f", saved to {model.predictor.save_dir}" if saved and frames else ""))
+
+
+def _best_shipped(mode: str) -> str:
+    """Return the name of the weights that are used where no model is given, and say which they are."""
+    from yolo_lat.pretrained import default_weights
+
+    best = default_weights()
+    if best is None:
+        raise UserError(f"{mode} needs model=, as this installation has no weights of its own; give weights or a model")
+    print(
+        f"model: {best.name}, the best of the weights that ship (AP {best.coco['AP']:.3f} on {best.data}), which finds "
+        f"{', '.join(best.classes)}; give model= for another"
+    )
+    return best.name
 
 
 def _export(options: dict[str, Any]) -> None:
@@ -163,6 +179,15 @@ def _export(options: dict[str, Any]) -> None:
 
 
 def _info(options: dict[str, Any]) -> None:
+    if options.pop("weights", False):
+        if options:
+            raise UserError(f"weights shows all that ship; leave {min(options)}= out")
+        from rich.console import Console
+
+        from yolo_lat.pretrained import pretrained_table
+
+        Console().print(pretrained_table())
+        return
     if not options.pop("table", False):
         require("info", options, "model")
         _load_model("info", options).info(**options)

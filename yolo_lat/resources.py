@@ -1,4 +1,4 @@
-"""Where the files that ship beside the code are: `cfg/` and `datasets.yaml`."""
+"""Where the files that ship beside the code are: `cfg/`, `weights/` and `datasets.yaml`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Studies are declared as data; what they declare can be run."""
+"""Studies are declared as data; what they declare can be built and run, and what comes out is put together rightly."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -12,48 +13,271 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-import p_variants  # noqa: E402
 import study  # noqa: E402
+import study_record  # noqa: E402
+from study_figures import draw_study  # noqa: E402
+from study_models import changed_model  # noqa: E402
 
 from yolo_lat.engine.recipe import find_recipe  # noqa: E402
-from yolo_lat.nn import LatModel, load_model_yaml  # noqa: E402
+from yolo_lat.errors import UserError  # noqa: E402
+from yolo_lat.nn import load_model_yaml  # noqa: E402
 
 STUDIES = sorted((ROOT / "tools/studies").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("file", STUDIES, ids=lambda file: file.stem)
-def test_every_study_names_models_and_recipes_that_exist(file, tmp_path) -> None:
-    for name, content in p_variants.variants().items():  # a study may be about these, which a command writes
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(content))
-    copy = tmp_path / file.name
-    copy.write_text(file.read_text())
-    runs = study.read_study(copy)
+def test_every_study_names_models_and_recipes_that_exist(file) -> None:
+    runs = study.read_study(file)
     assert len({run.key for run in runs}) == len(runs) >= 6
+    names = {run.row[0] for run in runs}
     for run in runs:
         find_recipe(run.options["cfg"])
-        LatModel(load_model_yaml(run.options["model"]), verbose=False)
+        assert run.against is None or run.against in names
+        assert run.options["imgsz"] % 32 == 0
+    for name in names:
+        run = next(run for run in runs if run.row[0] == name)
+        content = changed_model(run.options["model"], run.change)
+        assert bool(run.change) == (content != changed_model(run.options["model"], {})), f"{name} changes nothing"
+    budgets = {run.options["epochs"] for run in runs}
+    assert len(budgets) == 1
+
+
+def write_study(file: Path, **changes) -> Path:
+    content = {"name": "s", "data": {"a": {"imgsz": 96}, "b": {"imgsz": 64}}, "recipe": {"epochs": 3}, "seeds": [4, 5]}
+    file.write_text(yaml.safe_dump(content | changes, sort_keys=False))
+    return file
 
 
 def test_runs_of_a_seed_come_together(tmp_path) -> None:
-    file = tmp_path / "s.yaml"
-    content = {"name": "s", "data": {"a": {"imgsz": 96}, "b": {}}, "recipe": {"epochs": 3}, "seeds": [4, 5]}
-    file.write_text(
-        yaml.safe_dump({**content, "runs": {"x": {"model": "yolo-lat-p"}, "y": {"epochs": 7, "model": "m"}}})
+    runs = {"x": {"model": "yolo-lat-p"}, "y": {"epochs": 7, "model": "m", "imgsz": 32}}
+    found = study.read_study(write_study(tmp_path / "s.yaml", runs=runs))
+    assert [run.key for run in found] == [f"s-{r}-{d}-{s}" for s in (4, 5) for d in "ab" for r in "xy"]
+    assert found[0].options == {"epochs": 3, "imgsz": 96, "model": "yolo-lat-p", "data": "a", "seed": 4}
+    assert found[3].options["epochs"] == 7
+    assert found[3].options["imgsz"] == 32
+
+
+def test_runs_without_a_model_are_run_with_each_of_the_studys(tmp_path) -> None:
+    runs = {"base": {}, "wide": {"change": {"rows.0": 1}}, "other": {"model": "m", "against": "p-base"}}
+    file = write_study(tmp_path / "s.yaml", seeds=[0], models={"p": "yolo-lat-p", "n": "yolo-lat-n"}, runs=runs)
+    found = {run.row: run for run in study.read_study(file)}
+    assert [name for name, data in found if data == "a"] == ["p-base", "p-wide", "n-base", "n-wide", "other"]
+    assert found["n-wide", "b"].options["model"] == "yolo-lat-n"
+    assert found["n-wide", "b"].change == {"rows.0": 1}
+    assert found["other", "a"].against == "p-base"
+    assert "change" not in found["n-wide", "b"].options
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"), [({}, "lacks runs; add it"), ({"runs": {"x": {}}}, "run x: names no model")]
+)
+def test_a_study_that_lacks_something(tmp_path, changes, message) -> None:
+    with pytest.raises(UserError, match=message):
+        study.read_study(write_study(tmp_path / "s.yaml", **changes))
+
+
+class TestChanges:
+    def test_rows_arguments_and_keys(self) -> None:
+        origin = load_model_yaml("yolo-lat-p")
+        depth = len(origin["backbone"])
+        change = {"rows.0": [1], "rows.10.3.1": 8, "rows.10.3.3": {"local": 0}, "rows.16": [2], "reg_max": 4}
+        content = changed_model("yolo-lat-p", change)
+        assert content["scales"] == {"p": origin["scales"]["p"]}
+        assert content["backbone"] == [[1], *origin["backbone"][1:]]
+        assert content["head"][10 - depth] == [[9, 8], 1, "CrossScaleELA", [256, 8, 8, {"local": 0}]]
+        assert content["head"][-1] == [2]
+        assert content["reg_max"] == 4
+        assert len(content["head"]) == len(origin["head"]) + 1
+
+    def test_a_whole_head(self) -> None:
+        assert changed_model("yolo-lat-p", {"head": [[1], [2]]})["head"] == [[1], [2]]
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            ("rows.40", "there is nothing at 40"),
+            ("rows.10.9.1", "there is nothing at 10.9"),
+            ("rows.10.3.0.1", "there is nothing at 10.3.0.1"),
+            ("rows.a", "after rows come numbers"),
+            ("rows", "after rows come numbers"),
+            ("head.1", "write rows.NUMBER"),
+        ],
     )
-    runs = study.read_study(file)
-    assert [run.key for run in runs] == [f"s-{r}-{d}-{s}" for s in (4, 5) for d in "ab" for r in "xy"]
-    assert runs[0].options == {"epochs": 3, "imgsz": 96, "model": "yolo-lat-p", "data": "a", "seed": 4}
-    assert runs[3].options["epochs"] == 7
-    file.write_text(yaml.safe_dump(content))
-    with pytest.raises(SystemExit, match="lacks runs"):
-        study.read_study(file)
+    def test_paths_that_lead_nowhere(self, path, message) -> None:
+        with pytest.raises(UserError, match=message):
+            changed_model("yolo-lat-p", {path: 1})
+
+
+def coco(ap: float) -> dict[str, float]:
+    return dict.fromkeys(study_record.SHOWN, 0.5) | {"AP": ap}
+
+
+def row(name: str, seed: int, ap: float | None, model: str = "m", **more) -> dict:
+    made = {"run": name, "data": "a", "seed": seed, "options": {"model": model, "imgsz": 320}, **more}
+    return made | ({"coco": coco(ap)} if ap is not None else {"unfinished": "2 epochs"})
 
 
 def test_the_table_has_means_over_the_seeds_that_are_done(capsys) -> None:
-    coco = dict.fromkeys(study.SHOWN, 0.5)
-    rows = [
-        {"run": "x", "data": "a", "seed": seed, **({"coco": coco | {"AP": ap}} if ap else {"unfinished": "2 epochs"})}
-        for seed, ap in enumerate((0.1, 0.3, None))
-    ]
-    study.print_table(json.loads(json.dumps(rows)))
+    rows = [row("x", seed, ap) for seed, ap in enumerate((0.1, 0.3, None))]
+    study_record.print_table(json.loads(json.dumps(rows)))
     assert "0.2000 +- 0.1414" in capsys.readouterr().out
+
+
+def test_differences_are_to_the_first_row_of_a_model_or_the_one_named_seed_by_seed() -> None:
+    rows = [
+        *(row("base", seed, ap) for seed, ap in enumerate((0.1, 0.2, 0.3))),
+        *(row("more", seed, ap) for seed, ap in enumerate((0.2, 0.4, None))),
+        row("other", 1, 0.5, model="o", against="more"),
+        row("alone", 0, 0.5, model="z"),
+        row("waiting", 0, None),
+    ]
+    groups = {name: found for (name, _), found in study_record.by_row(rows).items()}
+    found = study_record.differences(groups)
+    assert found.keys() == {"more", "other"}
+    assert found["more"] == ("base", pytest.approx([0.1, 0.2]))
+    assert found["other"] == ("more", pytest.approx([0.1]))
+    table = study_record.markdown_table(rows)
+    assert "| more | 2 | 0.300 ± 0.141 | 0.500 ± 0.000 | +0.150 ± 0.071 to base | - | - | - | - |" in table
+    assert "| waiting | 0 | - | - |  | - | - | - | - |" in table
+
+
+def test_epochs_to_a_share_count_those_that_were_validated() -> None:
+    curve = [(5, 0.1), (10, 0.91), (15, 1.0), (20, 0.2)]
+    assert study_record.epochs_to(curve, 0.9) == 10
+    assert study_record.epochs_to(curve, 0.95) == 15
+
+
+def test_a_run_is_described_by_its_folder(tmp_path) -> None:
+    from yolo_lat.engine.checkpoint import save_safetensors
+    from yolo_lat.nn import LatModel
+    from yolo_lat.nn.complexity import count_gflops, count_parameters
+
+    train = tmp_path / "train"
+    (train / "weights").mkdir(parents=True)
+    (train / "results.csv").write_text(
+        "epoch, metrics/mAP50-95(B), speed/images_per_s\n1, nan, 10\n2, 0.5, 400\n3, nan, 600\n4, 0.52, 500\n"
+    )
+    assert study_record.describe_run(tmp_path, 64) == {
+        "unfinished": "4 epochs",
+        "curve": [(2, 0.5), (4, 0.52)],
+        "epochs_to_90": 2,
+        "images_per_s": 500,
+    }
+    model = LatModel(load_model_yaml("yolo-lat-p"), nc=3, verbose=False)
+    model.args = {}
+    save_safetensors(model, train / "weights/best.safetensors")
+    (tmp_path / "done.json").write_text(json.dumps({"coco": coco(0.52)}))
+    found = study_record.describe_run(tmp_path, 64)
+    model.deploy()
+    assert found["parameters"] == count_parameters(model)
+    assert found["gflops"] == pytest.approx(count_gflops(model, 64), abs=1e-4)
+    assert "unfinished" not in found
+    assert study_record.describe_run(tmp_path / "none", 64) == {"unfinished": "0 epochs"}
+
+
+def test_a_record_has_a_line_for_each_run_and_comes_back(tmp_path) -> None:
+    record = study_record.make_record("command", [row("x", seed, 0.1, curve=[[1, 0.1]]) for seed in range(3)], [])
+    study_record.save_record(record, tmp_path / "new/study-x.json")
+    text = (tmp_path / "new/study-x.json").read_text()
+    assert json.loads(text) == record
+    assert sum(line.startswith('  {"run"') for line in text.splitlines()) == 3
+
+
+def test_latency_goes_to_runs_of_that_name_and_to_unchanged_models_at_the_same_size() -> None:
+    record = ROOT / "docs/results/benchmark-h100-320px.json"
+    rows = [
+        row("p", 0, 0.1, model="yolo-lat-p"),
+        row("v8", 0, 0.1, model="yolov8n.yaml"),
+        row("yolo-lat-n", 0, 0.1, model="yolo-lat-p", change={"rows.0": 1}),
+        row("changed", 0, 0.1, model="yolo-lat-p", change={"rows.0": 1}),
+        row("unknown", 0, 0.1, model="yolo-lat-s"),
+    ]
+    rows.append(row("larger", 0, 0.1, model="yolo-lat-p"))
+    rows[-1]["options"]["imgsz"] = 640
+    found = study_record.make_record("command", rows, [record])["runs"]
+    assert [found[i]["latency"]["median_ms"] for i in (0, 1)] == [0.22114, pytest.approx(0.675, abs=1e-3)]
+    assert found[0]["latency"]["record"] == record.name
+    assert found[2]["latency"]["median_ms"] == 0.26494
+    assert not any("latency" in r for r in found[3:])
+
+
+class TestFigures:
+    def record(self, file: Path, **more) -> Path:
+        curve = [[10, 0.05], [20, 0.1]]
+        rows = [
+            row(name, seed, 0.1 * i + 0.01 * seed, gflops=i + 1.0, parameters=10**6, curve=curve, **more)
+            for i, name in enumerate(("base", "other"))
+            for seed in range(3)
+        ]
+        file.write_text(json.dumps({"runs": rows}))
+        return file
+
+    @pytest.mark.parametrize("more", [{}, {"latency": {"median_ms": 0.5}}], ids=["GFLOPs", "latency"])
+    def test_all_are_drawn(self, tmp_path, more) -> None:
+        files = draw_study(self.record(tmp_path / "study-x.json", **more), tmp_path / "images")
+        assert [file.name for file in files] == ["study-x-pareto.png", "study-x-convergence.png", "study-x-changes.png"]
+        assert all(file.read_bytes()[1:4] == b"PNG" for file in files)
+
+    @pytest.mark.parametrize(
+        ("content", "message"), [('{"runs": []}', "no run is finished"), ("[]", "not the record of a study")]
+    )
+    def test_nothing_to_draw(self, tmp_path, content, message) -> None:
+        (tmp_path / "r.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            draw_study(tmp_path / "r.json", tmp_path)
+
+
+def test_errors_are_one_sentence_and_status_2(tmp_path, monkeypatch, capsys) -> None:
+    file = write_study(tmp_path / "s.yaml")
+    monkeypatch.setattr(sys, "argv", ["study.py", "models", str(file), str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        study.main()
+    assert capsys.readouterr().err == f"study: {file}: lacks runs; add it\n"
+
+
+def test_models_of_a_study_are_what_a_benchmark_takes(tmp_path, capsys) -> None:
+    from yolo_lat.deploy.benchmark.plan import make_plan
+
+    study.write_models(study.read_study(ROOT / "tools/studies/parts.yaml"), tmp_path)
+    plan = make_plan(capsys.readouterr().out.strip())
+    assert [entry.name for entry in plan.entries][:2] == ["p-base", "p-patch-stem"]
+    assert len(plan.entries) == 8
+    assert all(Path(entry.source).is_file() for entry in plan.entries[1:])
+
+
+def test_sizes_are_those_of_the_deployed_models(tmp_path, capsys) -> None:
+    runs = {"base": {}, "none": {"change": {"rows.10.3.3": {"attention": "none"}}}}
+    study.print_sizes(
+        study.read_study(write_study(tmp_path / "s.yaml", models={"p": "yolo-lat-p"}, runs=runs)), 320, 80
+    )
+    assert capsys.readouterr().out.splitlines()[2:] == ["| p-base | 267,880 | 0.314 |", "| p-none | 255,400 | 0.294 |"]
+
+
+@pytest.mark.slow
+def test_a_study_runs_stops_goes_on_and_is_collected(tmp_path, shapes, capsys) -> None:
+    from small_training import SIZE, TRAIN
+
+    recipe = {**TRAIN, "epochs": 2, "cfg": "small", "optimizer": "AdamW"}
+    del recipe["imgsz"], recipe["device"], recipe["workers"], recipe["plots"]
+    file = write_study(
+        tmp_path / "s.yaml",
+        data={shapes.parent.name: {"imgsz": SIZE}},
+        recipe=recipe,
+        seeds=[0],
+        models={"p": "yolo-lat-p"},
+        runs={"base": {}, "none": {"change": {"rows.10.3.3": {"attention": "none"}}}},
+    )
+    given = argparse.Namespace(
+        study=file, state=tmp_path / "state", data=shapes.parent.parent, seconds=600, at_once=1, devices="cpu", only=""
+    )
+    runs = study.read_study(file)
+    study.carry_out(runs, given)
+    given.out, given.latency = tmp_path / "study-s.json", []
+    study.write_results(runs, given)
+    rows = json.loads(given.out.read_text())["runs"]
+    assert [row["run"] for row in rows] == ["p-base", "p-none"]
+    assert all(row["epochs"] == 2 and row["images_per_s"] > 0 and len(row["coco"]) == 12 for row in rows)
+    assert rows[1]["parameters"] < rows[0]["parameters"]
+    capsys.readouterr()
+    study.carry_out(runs, given)
+    assert "0 of 2 runs to do" in capsys.readouterr().out

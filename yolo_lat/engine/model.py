@@ -35,6 +35,7 @@ from yolo_lat.engine.validator import LatMetrics, LatValidator, Submission, chec
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.nn.model import LatModel
 from yolo_lat.nn.zoo import is_ours, load_model_yaml, model_names
+from yolo_lat.pretrained import find_pretrained, pretrained_names
 
 offline.settle()
 
@@ -46,7 +47,8 @@ class YOLOLAT(Model):
     """A YOLO-LAT detector, or any Ultralytics detector, with Ultralytics' methods and arguments.
 
     Args:
-        model: a name (`yolo-lat-n`), a model YAML, or weights (.pt, .safetensors, .onnx).
+        model: a name (`yolo-lat-n`), the name of weights that ship (`yolo-lat-n-voc12`), a model YAML, or weights (.pt,
+            .safetensors, .onnx).
         scale: which of a YAML's scales to build, where its name does not say.
         verbose: log the table of layers.
         trust: open every .pt that is named here or in a call (`pretrained`, `resume`, ...) whatever it holds. Opening a
@@ -76,19 +78,23 @@ class YOLOLAT(Model):
         if not isinstance(trust, bool):
             raise UserError(f"trust={trust}: must be True or False")
         self.scale, self.trust = scale, trust
-        name = str(model).strip()
+        given = str(model).strip()
+        shipped = find_pretrained(given)
+        name = str(shipped.checked()) if shipped else given
         self._admit(name)
         suffix = Path(name).suffix.lower()
         if suffix not in (*_WEIGHTS, ".yaml", ".yml"):
             if not is_ours(name):
-                names = model_names()
+                names = [*model_names(), *pretrained_names()]
                 raise UserError(
                     f"no model '{name}'{nearest(name, names)}; give weights, a YAML or one of {', '.join(names)}"
                 )
             name += ".yaml"
         elif scale and suffix in _WEIGHTS:
-            raise UserError(f"model={name} has its scale already; drop scale={scale}")
+            raise UserError(f"model={given} has its scale already; drop scale={scale}")
         super().__init__(name, task="detect", verbose=verbose)
+        if shipped:
+            self.model.pt_path = shipped.file.name  # an export goes to the working directory, not into the package
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from ultralytics.nn.tasks import DetectionModel
 
 from yolo_lat.nn.complexity import count_gflops, count_parameters
 from yolo_lat.nn.model import LatModel
@@ -32,13 +35,19 @@ def size_table(imgsz: int = 640, classes: int = 80) -> Table:
     names = [*model_names(), *BASELINES]
     for name in track(names, "Counting", console=Console(stderr=True), transient=True):
         model = LatModel(load_model_yaml(name), nc=classes, verbose=False)
-        trained = count_parameters(model)
-        model.deploy()
+        deployed, gflops = count_deployed(model, imgsz)
         table.add_row(
             name.removesuffix(".yaml"),
-            f"{trained:,}",
             f"{count_parameters(model):,}",
-            f"{count_gflops(model, imgsz):.2f}",
+            f"{deployed:,}",
+            f"{gflops:.2f}",
             end_section=name.endswith("-x"),
         )
     return table
+
+
+def count_deployed(model: DetectionModel, imgsz: int) -> tuple[int, float]:
+    """Return the parameters of a model's inference form, and its GFLOPs for one image of `imgsz` pixels."""
+    deployed = copy.deepcopy(model)
+    deployed.fuse(verbose=False)
+    return count_parameters(deployed), count_gflops(deployed, imgsz)

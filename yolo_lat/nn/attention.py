@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 from ultralytics.nn.modules import Conv
 
 from yolo_lat.ela import HadamardExp, Kernel, ela_state, get_kernel
@@ -116,6 +117,69 @@ class ProjectedELA(nn.Module):
         state = (psi * scale).transpose(1, 2) @ (kept * scale) * self.same_head.to(qkv.dtype)
         numerator, denominator = rows_product(phi, state).split(c2, dim=-1)
         return as_map(numerator / denominator, qkv), as_map(values[..., :c2] * _VALUE_SCALE, qkv)
+
+
+class ProjectedSoftmax(nn.Module):
+    """Multi-head softmax attention with the projections of `ProjectedELA`, which ELA is compared with.
+
+    y = softmax(q k^T / sqrt(D)) v with q, k, v = BN(W x): the same weights, and a cost that grows with the product of
+    the numbers of queries and keys. Nothing is bounded: softmax subtracts its largest logit.
+
+    Args:
+        c1: input channels.
+        c2: output channels, also the width of v.
+        heads: must divide c2.
+        key_dim: D, channels of a head's query and key.
+
+    Shape:
+        (B, c1, H, W) -> y and v, both (B, c2, H, W).
+
+    Raises:
+        ValueError: heads that do not divide c2.
+    """
+
+    def __init__(self, c1: int, c2: int, heads: int, key_dim: int) -> None:
+        super().__init__()
+        check_heads(c2, heads)
+        self.heads = heads
+        self.widths = [heads * key_dim, heads * key_dim, c2]
+        self.qkv = Conv(c1, sum(self.widths), 1, act=False)
+
+    def forward(self, x: Tensor, memory: Sequence[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+        """Attend as `ProjectedELA.forward` does."""
+        return self.attend(self.qkv(x), memory)
+
+    def attend(self, qkv: Tensor, memory: Sequence[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+        """Attend as `forward` does, given what the projection `qkv` made of x."""
+        q, k, v = qkv.split(self.widths, dim=1)
+        queries, keys, values = (split_heads(t, self.heads) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(queries, _pick(keys, memory), _pick(values, memory))
+        return merge_heads(y, qkv.shape[-2:]), v
+
+
+class ProjectedMean(nn.Module):
+    """The mean of v = BN(W x) over all positions, for every position: attention that tells no keys and queries apart.
+
+    Args:
+        c1: input channels.
+        c2: output channels, also the width of v.
+
+    Shape:
+        (B, c1, H, W) -> y and v, both (B, c2, H, W).
+    """
+
+    def __init__(self, c1: int, c2: int) -> None:
+        super().__init__()
+        self.qkv = Conv(c1, c2, 1, act=False)  # named as in the others, whose place it takes
+
+    def forward(self, x: Tensor, memory: Sequence[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+        """Average over the positions of `memory`, ranges in row-major order; None takes all."""
+        return self.attend(self.qkv(x), memory)
+
+    def attend(self, qkv: Tensor, memory: Sequence[tuple[int, int]] | None = None) -> tuple[Tensor, Tensor]:
+        """Average as `forward` does, given what the projection made of x."""
+        mean = _pick(split_heads(qkv, 1), memory).mean(-2, keepdim=True)
+        return merge_heads(mean, (1, 1)).expand_as(qkv), qkv
 
 
 def _bounded(logits: Tensor) -> Tensor:

@@ -20,6 +20,8 @@ from yolo_lat.nn.attention import ProjectedELA
 from yolo_lat.nn.experts import RoutedFFN
 from yolo_lat.nn.layout import add_upsampled
 
+JOINS = ("gated", "sum", "concat")  # of a HyperLink
+
 
 class ELA2d(nn.Module):
     """2D multi-head bidirectional exact linear attention over all H·W positions (paper, section 1).
@@ -103,9 +105,40 @@ class GatedFFN(nn.Module):
         self.expand = nn.Identity()
 
 
-def feed_forward(c: int, ratio: float, experts: int, bias: Bias | None) -> nn.Module:
-    """Return a gated FFN, or with `experts` above 0 a mixture of so many, each with the same hidden width."""
-    return RoutedFFN(c, make_divisible(c * ratio, 8), experts, bias) if experts else GatedFFN(c, ratio)
+class PlainFFN(nn.Module):
+    """Feed-forward network without a gate, W_out act(W x), which `GatedFFN` is compared with.
+
+    Args:
+        c: channels in and out.
+        ratio: hidden width of the gated network over c; this one's is half as wide again, so that both have the same
+            number of weights.
+
+    Shape:
+        (B, c, H, W) -> (B, c, H, W).
+    """
+
+    def __init__(self, c: int, ratio: float = 1.0) -> None:
+        super().__init__()
+        hidden = make_divisible(1.5 * c * ratio, 8)
+        self.expand = Conv(c, hidden, 1)
+        self.out = Conv(hidden, c, 1, act=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the network at every position."""
+        return self.out(self.expand(x))
+
+
+def feed_forward(c: int, ratio: float, experts: int, bias: Bias | None, gate: bool = True) -> nn.Module:
+    """Return a gated FFN, or with `experts` above 0 a mixture of so many, each with the same hidden width.
+
+    Raises:
+        ValueError: experts without a gate, which there are none of.
+    """
+    if not experts:
+        return GatedFFN(c, ratio) if gate else PlainFFN(c, ratio)
+    if not gate:
+        raise ValueError(f"experts={experts} are gated; leave gate=False out, or experts")
+    return RoutedFFN(c, make_divisible(c * ratio, 8), experts, bias)
 
 
 class ELALayer(nn.Module):
@@ -195,38 +228,57 @@ class HyperLink(nn.Module):
     norm is the gate), by a gate a channel where it does not, and by nearest-neighbour upsampling, after the
     convolution, where it is coarser.
 
+    `join` names what it is compared with: "sum", the same without gates, a plain residual (a convolution that adapts
+    the width keeps its batch norm, as in ResNet), and "concat", upsampled inputs side by side and one 1x1 convolution.
+
     Args:
         channels: width of each input.
         c2: width of the stream.
         upsample: integer factor for each input; None stands for 1 everywhere.
+        join: "gated", "sum" or "concat".
 
     Shape:
         [(B, channels[i], H / upsample[i], W / upsample[i])] -> (B, c2, H, W).
 
     Raises:
-        ValueError: not one upsampling factor for each input.
+        ValueError: not one upsampling factor for each input, or an unknown join.
     """
 
-    def __init__(self, channels: list[int], c2: int, upsample: list[int] | None = None) -> None:
+    def __init__(self, channels: list[int], c2: int, upsample: list[int] | None = None, join: str = "gated") -> None:
         super().__init__()
+        if join not in JOINS:
+            raise ValueError(f"join={join} is unknown; use one of {', '.join(JOINS)}")
         factors = [1] * len(channels) if upsample is None else list(upsample)
         if len(factors) != len(channels) or any(f != int(f) or f < 1 for f in factors):
             raise ValueError(f"upsample={upsample} must give one whole factor for each of the {len(channels)} inputs")
         self.upsample = factors
+        self.mix = Conv(sum(channels), c2, 1, act=False) if join == "concat" else None
         self.stream = next((i for i, c in enumerate(channels) if c == c2 and factors[i] == 1), -1)
         self.links = nn.ModuleList(
-            nn.Identity() if i == self.stream else Gate(c) if c == c2 else Conv(c, c2, 1, act=False)
+            nn.Identity() if i == self.stream or join == "concat" else self._link(c, c2, join == "gated")
             for i, c in enumerate(channels)
         )
 
+    @staticmethod
+    def _link(c1: int, c2: int, gated: bool) -> nn.Module:
+        if c1 != c2:
+            return Conv(c1, c2, 1, act=False)
+        return Gate(c2) if gated else nn.Identity()
+
     def forward(self, x: list[Tensor]) -> Tensor:
         """Sum the inputs onto the stream."""
+        if self.mix is not None:
+            return self.mix(torch.cat([_upsampled(y, f) for y, f in zip(x, self.upsample, strict=True)], dim=1))
         written = [link(feature) for link, feature in zip(self.links, x, strict=True)]
         total: Tensor | None = None
         for y, factor in sorted(zip(written, self.upsample, strict=True), key=lambda pair: pair[1]):  # finest first
             if total is None:
-                total = F.interpolate(y, scale_factor=float(factor), mode="nearest") if factor > 1 else y
+                total = _upsampled(y, factor)
             else:
                 total = add_upsampled(total, y, factor) if factor > 1 else total + y
         assert total is not None
         return total
+
+
+def _upsampled(x: Tensor, factor: int) -> Tensor:
+    return F.interpolate(x, scale_factor=float(factor), mode="nearest") if factor > 1 else x

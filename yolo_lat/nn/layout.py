@@ -74,6 +74,18 @@ def split_levels(tokens: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return levels
 
 
+def into_areas(x: Tensor, areas: int) -> Tensor:
+    """Cut a map into equal runs of its positions in row-major order: (B, C, H, W) -> (B·areas, C, H·W / areas, 1)."""
+    b, c = x.shape[:2]
+    return x.reshape(b, c, areas, -1).transpose(1, 2).reshape(b * areas, c, -1, 1)
+
+
+def from_areas(y: Tensor, like: Tensor, areas: int) -> Tensor:
+    """Undo `into_areas`: (B·areas, C, H·W / areas, 1) -> (B, C, H, W) with the batch, height and width of `like`."""
+    b, _, h, w = like.shape
+    return y.reshape(b, areas, y.shape[1], -1).transpose(1, 2).reshape(b, y.shape[1], h, w)
+
+
 def rows_product(rows: Tensor, matrix: Tensor) -> Tensor:
     """(B, L, K) @ (B, K, M) -> (B, L, M), in the order in which `token_rows` and `as_map` turn nothing around."""
     if _channels_last.get():

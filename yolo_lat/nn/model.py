@@ -44,21 +44,35 @@ class LatModel(DetectionModel):
     def __init__(self, cfg: dict[str, Any], ch: int = 3, nc: int | None = None, verbose: bool = True) -> None:
         try:
             super().__init__(cfg, ch=ch, nc=nc, verbose=verbose)
-        except RuntimeError as error:
-            raise self._locate(error, ch) or error from error
+        except UserError:
+            raise
+        except Exception as error:  # of any kind, since a YAML can ask for anything
+            if isinstance(error, RuntimeError) and "memory" in str(error):
+                raise
+            raise self._locate(ch) or self._refused(cfg, error) from error
 
-    def _locate(self, error: RuntimeError, ch: int) -> UserError | None:
+    @staticmethod
+    def _refused(cfg: dict[str, Any], error: Exception) -> UserError:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        file = cfg.get("yaml_file", "model YAML")
+        return UserError(f"{file}: no detector can be built of it ({reason}); correct its keys and rows")
+
+    def _locate(self, ch: int) -> UserError | None:
         """Find the row whose forward pass fails, by running them one by one."""
         if getattr(self, "model", None) is None:
             return None
         outputs: list[Any] = []
         x: Any = torch.zeros(1, ch, 256, 256)
         for layer in self.model:
-            if layer.f != -1:
-                x = outputs[layer.f] if isinstance(layer.f, int) else [x if j == -1 else outputs[j] for j in layer.f]
             try:
+                if layer.f != -1:
+                    x = (
+                        outputs[layer.f]
+                        if isinstance(layer.f, int)
+                        else [x if j == -1 else outputs[j] for j in layer.f]
+                    )
                 y = layer(x)
-            except RuntimeError:
+            except Exception:
                 shapes = [tuple(t.shape[1:]) for t in (x if isinstance(x, list) else [x]) if isinstance(t, Tensor)]
                 where = f"{self.yaml.get('yaml_file', 'model YAML')}, row {layer.i} ({layer.type.rpartition('.')[2]})"
                 return UserError(f"{where}: its inputs (C, H, W) {shapes} do not fit together; mend 'from' or strides")

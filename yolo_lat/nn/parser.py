@@ -22,11 +22,13 @@ from ultralytics.nn.modules import Conv
 from ultralytics.utils import LOGGER
 from ultralytics.utils.ops import make_divisible
 
+from yolo_lat.data.faults import shown
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.nn.blocks import ELABlock, HyperLink
 from yolo_lat.nn.body import LocalBlock, PixelStem
 from yolo_lat.nn.cross_scale import CrossScaleELA, Level
 from yolo_lat.nn.head import LatDetect
+from yolo_lat.nn.published import PaperDetect, PaperELA
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ ROWS: dict[str, Row] = {
     "CrossScaleELA": Row(CrossScaleELA, many=True, levels=True),
     "Level": Row(Level, many=True),
     "LatDetect": Row(LatDetect, many=True, head=True),
+    "PaperELA": Row(PaperELA),
+    "PaperDetect": Row(PaperDetect, many=True, head=True),
 }
 
 _stock_parse_model = tasks.parse_model
@@ -83,7 +87,10 @@ def parse_model(d: dict[str, Any], ch: int, verbose: bool = True) -> tuple[nn.Se
         if given := d.pop("activation", None):  # Ultralytics would evaluate it, whatever it is
             Conv.default_act = _activation(given, d.get("yaml_file", "model YAML"))
         if all(_is_stock(row[2]) for row in d["backbone"] + d["head"] if isinstance(row, list) and len(row) == 4):
-            return _stock_parse_model(d, ch, verbose)
+            try:
+                return _stock_parse_model(d, ch, verbose)
+            except Exception as error:  # of any kind, as rows are not checked there
+                raise _Parser(d).located(error, ch) from error
         return _Parser(d).build(ch, verbose)
     finally:
         Conv.default_act = activation
@@ -118,7 +125,7 @@ class _Parser:
 
     def error(self, i: int, problem: str) -> UserError:
         row = self.rows[i]
-        name = row[2] if isinstance(row, list) and len(row) == 4 else row
+        name = shown(row[2] if isinstance(row, list) and len(row) == 4 else row).strip("'")
         return UserError(f"{self.file}, row {i} ({name}): {problem}")
 
     def check(self) -> None:
@@ -128,12 +135,24 @@ class _Parser:
                 raise self.error(i, "a row is [from, repeats, module, [arguments]]; write it so")
             sources, n, name = _as_list(row[0]), row[1], str(row[2])
             if not all(isinstance(f, int) and (-i <= f < i or (i == 0 and f == -1)) for f in sources):
-                raise self.error(i, f"'from' is {row[0]}; it must name earlier rows by number, -1 the one before")
+                raise self.error(
+                    i, f"'from' is {shown(row[0])}; it must name earlier rows by number, -1 the one before"
+                )
             if not isinstance(n, int) or n < 1:
-                raise self.error(i, f"'repeats' is {n}; it must be a whole number of at least 1")
+                raise self.error(i, f"'repeats' is {shown(n)}; it must be a whole number of at least 1")
             if name not in ROWS and not _is_stock(name):
                 known = sorted([*ROWS, *(key for key, value in vars(tasks).items() if _is_module(value))])
-                raise self.error(i, f"unknown module '{name}'{nearest(name, known)}; ours are {', '.join(ROWS)}")
+                raise self.error(i, f"unknown module {shown(name)}{nearest(name, known)}; ours are {', '.join(ROWS)}")
+
+    def located(self, error: Exception, ch: int) -> UserError:
+        """Return what to say of rows of Ultralytics alone that it cannot build."""
+        self.check()
+        for i, row in enumerate(self.rows):
+            try:
+                _stock_parse_model({**self.d, "backbone": copy.deepcopy(self.rows[: i + 1]), "head": []}, ch, False)
+            except Exception as cause:
+                return self.error(i, f"cannot be built with {shown(row[3])} ({_line(cause)}); mend its arguments")
+        return UserError(f"{self.file}: cannot be built ({_line(error)}); correct its keys")
 
     def build(self, ch: int, verbose: bool) -> tuple[nn.Sequential, list[int]]:
         self.check()
@@ -207,9 +226,9 @@ class _Parser:
                     parse(self.expanded[: end + 1])
                 except Exception as cause:
                     raise self.error(
-                        i, f"cannot be built with {self.rows[i][3]} ({cause}); mend its arguments"
+                        i, f"cannot be built with {shown(self.rows[i][3])} ({_line(cause)}); mend its arguments"
                     ) from error
-            raise
+            raise UserError(f"{self.file}: cannot be built ({_line(error)}); correct its keys") from error
 
     def _build_ours(self, i: int, widths: list[int]) -> nn.Module:
         _, n, name, args = self.rows[i]
@@ -224,9 +243,10 @@ class _Parser:
             repeats = [max(round(n * self.depth), fewest) if n > fewest else n] if row.repeats else []
             if not row.repeats and n != 1:
                 raise ValueError(f"cannot be repeated {n} times; set repeats to 1")
-            return row.module(widths if row.many else widths[0], self._scaled(i), *repeats, *args[1:])
-        except (TypeError, ValueError) as error:
-            raise self.error(i, f"cannot be built with {args}: {error}") from error
+            *plain, named = args[1:] if isinstance(args[-1], dict) else [*args[1:], {}]
+            return row.module(widths if row.many else widths[0], self._scaled(i), *repeats, *plain, **named)
+        except Exception as error:  # whatever a row's class makes of arguments that are not its own
+            raise self.error(i, f"cannot be built with {shown(args)}: {_line(error)}") from error
 
 
 def _activation(text: Any, file: str) -> nn.Module:
@@ -238,6 +258,11 @@ def _activation(text: Any, file: str) -> nn.Module:
             f"{file}, key activation: '{text}' does not call a module of torch.nn with plain values; write for example "
             "nn.SiLU()"
         ) from error
+
+
+def _line(error: Exception) -> str:
+    """Return the message of an error in one line, or what it is where it says nothing."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
 
 
 def _as_list(sources: Any) -> list[Any]:

@@ -6,10 +6,11 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
 from ultralytics.nn.tasks import guess_model_scale
 from ultralytics.utils import DEFAULT_CFG_PATH
 
+from yolo_lat.data.faults import shown
+from yolo_lat.data.files import read_yaml
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.resources import resource
 
@@ -25,16 +26,27 @@ def model_names() -> list[str]:
 
 
 def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f", line {where.line + 1}" if where else ""
-        problem = getattr(error, "problem", None) or "not a text file"
-        raise UserError(f"{file}{line}: not valid YAML ({problem}); mend the file") from error
+    content = read_yaml(file)
     if not isinstance(content, dict) or not {"backbone", "head", "nc"} <= content.keys():
         raise UserError(f"{file}: not a model YAML; it needs the keys nc, backbone and head")
+    for key in ("backbone", "head"):
+        if not isinstance(content[key], list) or not content[key]:
+            raise UserError(f"{file}, key {key}: is no list of rows; write one [from, repeats, module, [...]] a line")
+    scales = content.get("scales") or {}
+    if not isinstance(scales, dict) or not all(map(_is_scale, scales.items())):
+        raise UserError(f"{file}, key scales: must map letters to [depth, width, max_channels]; correct it")
+    if not isinstance(content["nc"], int) or isinstance(content["nc"], bool) or content["nc"] < 1:
+        raise UserError(f"{file}, key nc: is {shown(content['nc'])}; give the number of classes, 1 or more")
     return content
+
+
+def _is_scale(item: tuple[Any, Any]) -> bool:
+    name, values = item
+    return isinstance(name, str) and isinstance(values, list) and len(values) == 3 and all(map(_is_positive, values))
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
 def _split(name: str) -> tuple[str, str] | None:

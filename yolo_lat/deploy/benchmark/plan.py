@@ -14,6 +14,7 @@ import yaml
 from yolo_lat.deploy.benchmark.settings import Setting, find_settings
 from yolo_lat.deploy.session import parse_device
 from yolo_lat.errors import UserError, nearest
+from yolo_lat.pretrained import find_pretrained, pretrained_names
 from yolo_lat.resources import resource
 
 BOUNDARIES = ("forward", "pipeline")
@@ -192,12 +193,14 @@ def _entry(text: str) -> Entry:
     """Read `name`, `path` or `NAME=PATH`."""
     label, equals, path = text.partition("=")
     source = (path if equals else text).strip()
+    if shipped := find_pretrained(source):
+        return Entry(label.strip() if equals else source, str(shipped.checked()))
     suffix = Path(source).suffix.lower()
     if suffix in (*_WEIGHTS, ".onnx", ".yaml", ".yml"):
         if suffix not in (".yaml", ".yml") and not Path(source).is_file():
             raise UserError(f"models={text}: {source} is not a file; correct the path")
         return Entry(label.strip() if equals else Path(source).stem, source)
-    known = [*shipped_names(), *BASELINES]
+    known = [*shipped_names(), *pretrained_names(), *BASELINES]
     if source not in known:
         hint = nearest(source, known) or f"; known names are {', '.join(known)}"
         raise UserError(f"no model '{source}'{hint}")

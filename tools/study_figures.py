@@ -1,0 +1,139 @@
+"""Figures of a study's record: AP against cost, AP over epochs, and what each change did."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import fill
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from study_record import SHARE, by_row, differences, mean_and_spread
+
+from yolo_lat.errors import UserError
+
+COSTS = {"latency": "ms at batch 1, forward", "gflops": "GFLOPs", "parameters": "parameters, millions"}
+
+Groups = dict[str, list[dict[str, Any]]]  # finished runs of one data set, by row
+
+
+def draw_study(record: Path, folder: Path) -> list[Path]:
+    """Draw what a record has data for and return the files: NAME-pareto.png, -convergence.png and -changes.png.
+
+    Raises:
+        UserError: no record of a study, or one without a finished run.
+    """
+    try:
+        rows = json.loads(record.read_text(encoding="utf-8"))["runs"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record}: not the record of a study ({error}); make it with study.py collect") from error
+    groups = {key: found for key, found in by_row(rows).items() if found}
+    if not groups:
+        raise UserError(f"{record}: no run is finished, so there is nothing to draw")
+    sets: dict[str, Groups] = {}
+    for (name, data), found in groups.items():
+        sets.setdefault(data, {})[name] = found
+    folder.mkdir(parents=True, exist_ok=True)
+    written = [_save(folder / f"{record.stem}-pareto.png", sets, _pareto, "AP against cost")]
+    if any("curve" in row for row in rows):
+        written.append(_save(folder / f"{record.stem}-convergence.png", sets, _convergence, "AP over epochs"))
+    if any(differences(by_name) for by_name in sets.values()):
+        title = "What a change does to AP, mean and standard deviation over seeds"
+        written.append(_save(folder / f"{record.stem}-changes.png", sets, _changes, title))
+    return written
+
+
+def _save(file: Path, sets: dict[str, Groups], panel: Callable[[Axes, Groups], None], title: str) -> Path:
+    most = max(map(len, sets.values()))
+    figure = Figure(figsize=(6.5 * len(sets), 4 + 0.12 * most), layout="constrained", dpi=110)
+    for (data, groups), axes in zip(sets.items(), figure.subplots(1, len(sets), squeeze=False)[0], strict=True):
+        seeds = {len(found) for found in groups.values()}
+        few, many = min(seeds), max(seeds)
+        axes.set_title(f"{data}, {few if few == many else f'{few} to {many}'} seeds", fontsize=10)
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        panel(axes, groups)
+    figure.suptitle(title)
+    FigureCanvasAgg(figure).print_png(str(file))
+    return file
+
+
+def _pareto(axes: Axes, groups: Groups) -> None:
+    """Mark every row at its cost, with a line through those that nothing beats at less cost."""
+    cost = next((key for key in COSTS if any(_cost(found, key) is not None for found in groups.values())), None)
+    if cost is None:
+        axes.text(0.5, 0.5, "no cost is known", transform=axes.transAxes, horizontalalignment="center")
+        return
+    points = []
+    for number, (name, found) in enumerate(groups.items()):
+        mean, spread = mean_and_spread([row["coco"]["AP"] for row in found])
+        x = _cost(found, cost)
+        if x is None:
+            continue
+        points.append((x, mean))
+        axes.errorbar([x], [mean], yerr=spread, fmt="o", color=f"C{number % 10}", capsize=3)
+        axes.annotate(name, (x, mean), (6, 4), textcoords="offset points", fontsize=7, color=f"C{number % 10}")
+    front: list[tuple[float, float]] = []
+    for point in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not front or point[1] > front[-1][1]:
+            front.append(point)
+    axes.plot(*zip(*front, strict=True), color="0.6", linewidth=1, zorder=0)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(0.2, 0.15)
+    left_out = [name for name, found in groups.items() if _cost(found, cost) is None]
+    label = COSTS[cost] + (f"; not known of {', '.join(left_out)}" if left_out else "")
+    axes.set_xlabel(fill(label, 90), fontsize=8)
+    axes.set_ylabel("AP")
+
+
+def _cost(found: list[dict[str, Any]], key: str) -> float | None:
+    known = [row[key] for row in found if key in row]
+    if not known:
+        return None
+    if key == "latency":
+        return float(known[0]["median_ms"])
+    return statistics.mean(known) / (1e6 if key == "parameters" else 1)
+
+
+def _convergence(axes: Axes, groups: Groups) -> None:
+    """Draw the mean curve of each row over its seeds, with a mark where it has 90% of its best."""
+    for number, (name, found) in enumerate(groups.items()):
+        by_epoch: dict[int, list[float]] = {}
+        for row in found:
+            for epoch, ap in row.get("curve", []):
+                by_epoch.setdefault(epoch, []).append(ap)
+        shared = {epoch: statistics.mean(aps) for epoch, aps in by_epoch.items() if len(aps) == len(found)}
+        if not shared:
+            continue
+        style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
+        axes.plot(list(shared), list(shared.values()), linewidth=1, label=name, **style)
+        best = max(shared.values())
+        there = next(epoch for epoch, ap in shared.items() if ap >= SHARE * best)
+        axes.plot([there], [shared[there]], "o", color=style["color"], markersize=4)
+    axes.set_xlabel("epoch; the mark is where 90% of the best AP is reached")
+    axes.set_ylabel("AP")
+    axes.legend(fontsize=6, ncols=2)
+
+
+def _changes(axes: Axes, groups: Groups) -> None:
+    """Draw a bar for each row, its difference to the row that it is compared with."""
+    found = differences(groups)
+    if not found:
+        axes.text(0.5, 0.5, "nothing to compare", transform=axes.transAxes, horizontalalignment="center")
+        return
+    labels = [f"{name} minus {against}" for name, (against, _) in found.items()]
+    means, spreads = zip(*(mean_and_spread(values) for _, values in found.values()), strict=True)
+    places = range(len(labels))
+    axes.barh(places, means, xerr=[spread or 0 for spread in spreads], color="C0", capsize=3, height=0.6)
+    axes.set_yticks(places, labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.axvline(0, color="0.3", linewidth=1)
+    axes.set_xlabel("difference in AP")
