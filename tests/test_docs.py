@@ -296,7 +296,7 @@ def test_commands_have_a_known_mode_and_known_keys(line: str) -> None:
     if program == "torchrun":
         assert "-m yolo_lat train" in line
         program, words = "yolo-lat", words[words.index("yolo_lat") + 1 :]
-    assert program in {"yolo-lat", "yolo"}, f"a console block holds commands of yolo-lat, yolo and torchrun, not '{line}'"
+    assert program in {"yolo-lat", "yolo"}, f"neither a command of yolo-lat, yolo nor torchrun: '{line}'"
     if program == "yolo":
         words = words[words[0] == "detect" :]
         assert words[0] in ULTRALYTICS_MODES
