@@ -1,13 +1,17 @@
 """Recipes: every one that ships trains, keys of the caller win, and mistakes are named with their file."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 from small_training import TRAIN
 
 from yolo_lat import YOLOLAT
+from yolo_lat.engine.evaluate import COCO_NUMBERS
 from yolo_lat.engine.recipe import find_recipe, read_recipe, recipe_names
 from yolo_lat.errors import UserError
 
+SHARED = Path(__file__).parents[2].parent / "shared/data"
 SHORT = {key: TRAIN[key] for key in ("imgsz", "batch", "device", "workers", "plots", "verbose")} | {"epochs": 1}
 
 
@@ -67,3 +71,25 @@ def test_a_wrong_recipe_is_refused_before_anything_is_written(shapes, tmp_path, 
     assert problem in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", ["p", "n", "s"])
+def test_a_coco_recipe_goes_all_the_way_on_images_of_coco(scale, tmp_path):
+    """One epoch on 71 of COCO's own images with its 80 classes; validation, export, and the file's numbers."""
+    if not (SHARED / "coco_ccby").is_dir():
+        pytest.skip(f"no {SHARED / 'coco_ccby'}; every recipe trains on synthetic images all the same")
+    content = {"path": str(SHARED / "coco_ccby"), "train": "images", "val": "images"}
+    content["coco_json"] = {"train": "instances_train.json", "val": "instances_val.json"}
+    data = tmp_path / "coco.yaml"
+    data.write_text(yaml.safe_dump(content))
+    model = YOLOLAT(f"yolo-lat-{scale}")
+    common = {"data": data, "imgsz": 128, "batch": 16, "device": "cpu", "plots": False, "project": tmp_path}
+    metrics = model.train(cfg=f"coco-{scale}", epochs=1, workers=0, **common)
+    assert len(model.names) == 80
+    assert set(metrics.coco) == set(COCO_NUMBERS)
+    best = str(tmp_path / "train/weights/best.safetensors")
+    alone = YOLOLAT(best).val(**common)
+    assert alone.coco == pytest.approx(metrics.coco, abs=1e-6)
+    exported = YOLOLAT(best).export(imgsz=128)
+    assert YOLOLAT(exported).val(**common).coco["AP"] >= 0
