@@ -35,9 +35,14 @@ def in_epoch(trainer):
 model = YOLOLAT("yolo-lat-p")
 if place == "within an epoch":
     model.add_callback("on_train_batch_end", in_epoch)
-elif place == "between last.pt and resume.pt":
-    write, calls = loop.write_state, []
-    loop.write_state = lambda *a: die() if len(calls) else (calls.append(1), write(*a))
+elif "resume.pt" in place:
+    write, calls, spared = loop.write_state, [], 0 if "first" in place else 1
+
+    def write_or_die(trainer, folder):
+        calls.extend([1] * (folder / "last.pt").is_file())
+        die() if len(calls) > spared else write(trainer, folder)
+
+    loop.write_state = write_or_die
 elif place == "before the last validation":
     model.add_callback("on_train_epoch_start", lambda t: setattr(t, "final_eval", die))
 elif place == "after the last validation":
@@ -50,6 +55,7 @@ PLACES = (
     "between last.pt and resume.pt",
     "before the last validation",
     "after the last validation",
+    "between the first last.pt and resume.pt",
 )
 
 
@@ -89,6 +95,7 @@ def whole(shapes, tmp_path_factory):
         ("device", PLACES[1]),
         ("False", PLACES[2]),
         ("False", PLACES[3]),
+        ("ram", PLACES[4]),
     ],
 )
 def test_a_killed_training_ends_with_the_same_weights_bit_for_bit(whole, shapes, tmp_path, cache, place) -> None:
@@ -165,7 +172,7 @@ def test_a_full_disk_stops_the_training_and_keeps_what_was_saved(shapes, tmp_pat
     def fill(path: Path, content: bytes) -> int:
         if path.name == file:
             written.append(file)
-            if len(written) == 2:
+            if len(written) == (3 if file == "resume.pt" else 2):  # that one is written before the first epoch too
                 write(path, content[: len(content) // 2])
                 raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, content)

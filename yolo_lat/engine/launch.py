@@ -18,7 +18,6 @@ from ultralytics.cfg import get_save_dir
 from ultralytics.utils.dist import ddp_cleanup, generate_ddp_file
 
 from yolo_lat.engine.ranks import MAIN, RANKS, from_main, join
-from yolo_lat.engine.resume import FILE_NAME
 from yolo_lat.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,7 +54,7 @@ def run(trainer: LatTrainer, processes: int) -> None:
         rank, first = error.get_first_failure()
         how = f"signal {-first.exitcode}" if first.exitcode < 0 else f"exit status {first.exitcode}"
         last = f"yolo-lat train resume={trainer.last}"
-        hint = f"; to go on from its last epoch: {last}" if trainer.last.with_name(FILE_NAME).is_file() else ""
+        hint = f"; to go on from its last epoch: {last}" if trainer.last.is_file() else ""
         raise UserError(f"rank {rank} (process {first.pid}) has ended with {how} before the training{hint}") from None
     except SignalException as error:
         if error.sigval == signal.SIGINT:
@@ -101,7 +100,7 @@ def interrupted_run(device: Any, project: Path) -> dict[str, Any]:
     if folder is None:
         return {}
     last = Path(folder, "weights/last.pt")
-    return {"resume": str(last)} if from_main(last.with_name(FILE_NAME).is_file()) else {"save_dir": folder}
+    return {"resume": str(last)} if from_main(last.is_file()) else {"save_dir": folder}
 
 
 def _launch() -> str:

@@ -62,6 +62,8 @@ class TrainLoop:
         t.begin_epochs(t.start_epoch)
         self.mosaic_closed = not t.args.close_mosaic
         epoch, t.epoch = t.start_epoch, t.start_epoch - 1
+        if MAIN and t.args.save and not epoch:  # for one killed between its first last.pt and resume.pt
+            write_state(t, t.wdir)
         while epoch < t.epochs and not t.stop:
             t.epoch = epoch
             self._train_epoch()

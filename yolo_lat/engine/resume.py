@@ -2,7 +2,7 @@
 
 Ultralytics' checkpoints hold the averaged weights in float16, which is enough to detect but not to go on exactly.
 Beside last.pt lies `resume.pt` with the weights, the average, the optimizer and the random states as they are. It is
-written after last.pt and best.pt, so when it is there, they are too; a training that was killed between them repeats an
+written after last.pt and best.pt, and once before the first epoch; a training that was killed between them repeats an
 epoch and writes the same again. It holds tensors and plain values only and is read without pickle.
 """
 
