@@ -448,7 +448,9 @@ def test_an_unknown_recipe_suggests_the_nearest_name(refused, engine):
         (PermissionError("denied"), "denied"),
         (IsADirectoryError("a folder"), "a folder"),
         (NotADirectoryError("a file"), "a file"),
-        (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; make room or choose another"),
+        (OSError(errno.EROFS, "Read-only file system", "a/b"), "a/b: Read-only file system; choose another folder"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "c", None, "d"), "d: File name too long; choose a shorter"),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
             "memory ran out, lower batch= or imgsz= (RuntimeError: [enforce fail] DefaultCPUAllocator: can't allocate",

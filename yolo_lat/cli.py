@@ -29,6 +29,18 @@ RUN = RUN_ENGINE | RUN_COLLECTION | RUN_BENCHMARK | RUN_SERVE | RUN_DATA | RUN_D
 _HELP_WORDS = frozenset({"--help", "-h", "help"})
 _INPUT_ERRORS = (UserError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 _AFTER_THE_FIRST = 5  # seconds that one of several processes waits, which end when the first has told the same
+# What a system refuses that Python has no class of errors for.
+_REMEDIES = {
+    errno.ENOSPC: "make room or choose another folder",
+    errno.EDQUOT: "make room or choose another folder",
+    errno.EROFS: "choose another folder",
+    errno.EACCES: "choose another folder or file, or change its permissions",
+    errno.EPERM: "choose another folder or file, or change its permissions",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EFBIG: "choose another disk, which takes files of that size",
+    errno.EMFILE: "allow more open files (ulimit -n)",
+    errno.ELOOP: "correct the links",
+}
 _MEMORY_SIGNS = ("out of memory", "can't allocate memory", "memoryerror")
 
 
@@ -121,13 +133,21 @@ def _actions(group: str) -> list[str]:
     return [name.partition(" ")[2] for name in MODES if name.startswith(f"{group} ")]
 
 
+def _system_error(error: Exception, remedy: str) -> str:
+    """Return one line for what the system refused: which file, why, and what to do."""
+    names = [str(name) for name in (getattr(error, "filename2", None), getattr(error, "filename", None)) if name]
+    return ": ".join([*names[:1], f"{getattr(error, 'strerror', None) or error}; {remedy}"])
+
+
 def explain(error: Exception) -> str | None:
     """Return one line for an error that the user can mend, None for one that is a bug of ours."""
     if isinstance(error, ModuleNotFoundError) and (missing := missing_package(error)):
         return str(missing)
     line = " ".join(str(error).split())
     wrapped = isinstance(error.__cause__, _INPUT_ERRORS)  # Ultralytics wraps those about data sets in a RuntimeError
-    if wrapped or isinstance(error, _INPUT_ERRORS) or getattr(error, "errno", None) == errno.ENOSPC:
+    if remedy := _REMEDIES.get(getattr(error, "errno", None) or 0):
+        return _system_error(error, remedy)
+    if wrapped or isinstance(error, _INPUT_ERRORS):
         return line
     symptom = f"{type(error).__name__}: {line}".removesuffix(": ")
     if isinstance(error, MemoryError | RuntimeError) and any(sign in symptom.lower() for sign in _MEMORY_SIGNS):

@@ -84,7 +84,7 @@ def _parse_word(mode: Mode, word: str) -> tuple[str, Any]:
     if key.startswith("-"):
         raise UserError(f"'{word}' has dashes; write {key.lstrip('-')}={text or 'VALUE'}")
     accepted = mode.accepted()
-    if not equals and key not in accepted and Path(key).exists():
+    if not equals and key not in accepted and _exists(key):
         role = "model" if Path(key).suffix in _MODEL_SUFFIXES else "source"
         raise UserError(f"'{key}' is a path without a key; write {role}={key}")
     mode.check_key(key)
@@ -95,6 +95,13 @@ def _parse_word(mode: Mode, word: str) -> tuple[str, Any]:
     if _is_open(word):
         raise UserError(f"'{word}' lacks its closing '{_BRACKETS[text[0]]}'; add it")
     return key, text if key in _VERBATIM_KEYS and text.lower() != "none" else parse_value(text)
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # no file can have such a name
+        return False
 
 
 def parse_value(text: str) -> Any:

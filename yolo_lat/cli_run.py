@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from yolo_lat.cli_modes import MODES
 from yolo_lat.cli_parse import parse_value
 from yolo_lat.errors import UserError
+from yolo_lat.unfinished import write_whole
 
 if TYPE_CHECKING:
     from yolo_lat.engine.model import YOLOLAT
@@ -120,7 +121,7 @@ def _val(options: dict[str, Any]) -> None:
         print("\n".join(f"{name:<8}{value:.4f}" for name, value in coco.items()))
     if file is not None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(json.dumps(coco, indent=2) + "\n", encoding="utf-8")
+        write_whole(Path(file), json.dumps(coco, indent=2) + "\n")
 
 
 def _score(predictions: str, options: dict[str, Any]) -> dict[str, float]:

@@ -7,7 +7,6 @@ import importlib.util
 import math
 import unicodedata
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import cast
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from yolo_lat.errors import UserError
+from yolo_lat.unfinished import write_whole
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -134,7 +134,6 @@ def save_picture(file: str | Path, image_bgr: np.ndarray) -> Path:
         UserError: a suffix that is no picture's, a picture too large for its format, or no file can be written there.
     """
     path = picture_path(file)
-    partial = path.with_name(path.name + ".partial")
     try:
         done, content = cv2.imencode(path.suffix.lower(), image_bgr)
     except cv2.error:
@@ -144,11 +143,8 @@ def save_picture(file: str | Path, image_bgr: np.ndarray) -> Path:
         raise UserError(f"{file}: {width}x{height} pixels are too many for {path.suffix}; use .png or fewer tiles")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(content.tobytes())
-        partial.replace(path)
+        write_whole(path, content.tobytes())
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
         raise UserError(f"{file}: cannot be written ({error.strerror}); choose another folder") from error
     return path
 

@@ -12,6 +12,7 @@ import json
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import count, islice
 from pathlib import Path
@@ -22,9 +23,11 @@ import pyarrow.parquet as pq
 
 from yolo_lat.errors import UserError
 from yolo_lat.run_lock import lock_run
+from yolo_lat.typed_json import read_typed
 
 DETECTIONS = "detections"
 _RUN, _INPUTS, _PART, _SUMMARY, _UNFINISHED = "run.json", "inputs.parquet", "_part.json", "summary.json", ".unfinished"
+_SCHEMA = pa.schema([("file", pa.string())])
 _ROWS = 100_000  # of a row group of the list of inputs
 
 
@@ -79,8 +82,7 @@ class RunFolder:
             _write_inputs(partial / _INPUTS, iter(inputs))
             (partial / DETECTIONS).mkdir()
             (partial / _RUN).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-            names = (path if number == 1 else path.with_name(f"{path.name}-{number}") for number in count(1))
-            return cls(partial.rename(next(name for name in names if not name.exists())), settings)
+            return cls(_renamed(partial, path), settings)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -93,7 +95,7 @@ class RunFolder:
             UserError: no such run, one that is complete, or one that another process is at.
         """
         try:
-            settings = json.loads((path / _RUN).read_text(encoding="utf-8"))
+            settings = read_typed(dict[str, Any], path / _RUN)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"resume={path}: holds no readable {_RUN}; give the folder of such a run, or another name"
@@ -104,12 +106,21 @@ class RunFolder:
 
     @property
     def total(self) -> int:
-        """Number of input files."""
-        return int(pq.read_metadata(self.path / _INPUTS).num_rows)
+        """Number of input files.
+
+        Raises:
+            UserError: the list of them is damaged.
+        """
+        with self._list() as file:
+            return int(file.metadata.num_rows)
 
     def inputs(self, start: int) -> Iterator[str]:
-        """Yield the input files from number `start` on."""
-        with pq.ParquetFile(self.path / _INPUTS) as file:
+        """Yield the input files from number `start` on.
+
+        Raises:
+            UserError: the list of them is damaged.
+        """
+        with self._list() as file:
             batches = file.iter_batches(_ROWS)
             yield from islice((name for batch in batches for name in batch["file"].to_pylist()), start, None)
 
@@ -117,10 +128,17 @@ class RunFolder:
         """Return the finished parts in order.
 
         Raises:
-            UserError: one is missing between others.
+            UserError: one is damaged, or missing between others.
         """
-        files = sorted((self.path / DETECTIONS).glob(f"*-*/{_PART}"))
-        parts = [Part(**json.loads(file.read_text(encoding="utf-8"))) for file in files]
+        parts = []
+        for file in sorted((self.path / DETECTIONS).glob(f"*-*/{_PART}")):
+            try:
+                parts.append(read_typed(Part, file))
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{file.parent}: this part is damaged ({_PART}: {error}); remove it and those after it to have "
+                    "them done again"
+                ) from error
         for before, after in zip([0, *(part.stop for part in parts)], parts, strict=False):
             if before != after.start:
                 raise UserError(
@@ -128,6 +146,20 @@ class RunFolder:
                     "or remove those after it too"
                 )
         return parts
+
+    @contextmanager
+    def _list(self) -> Iterator[pq.ParquetFile]:
+        """Open the list of inputs."""
+        try:
+            with pq.ParquetFile(self.path / _INPUTS) as file:
+                if file.schema_arrow != _SCHEMA:
+                    raise pa.ArrowInvalid("other columns")
+                yield file
+        except (OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{self.path / _INPUTS}: the list of inputs is damaged ({reason}); start another run"
+            ) from error
 
     def new_part(self) -> Path:
         """Return an empty folder for the files of a part, to be given to `finish`."""
@@ -150,8 +182,21 @@ class RunFolder:
         partial.replace(self.path / _SUMMARY)
 
 
+def _renamed(folder: Path, wanted: Path) -> Path:
+    """Rename a folder to `wanted`, `wanted`-2, ..., the first that nobody else has or takes meanwhile."""
+    for number in count(1):
+        path = wanted if number == 1 else wanted.with_name(f"{wanted.name}-{number}")
+        if path.exists():
+            continue
+        try:
+            return folder.rename(path)
+        except OSError:
+            if not path.exists():
+                raise
+    raise AssertionError("counting has no end")
+
+
 def _write_inputs(path: Path, names: Iterator[str]) -> None:
-    schema = pa.schema([("file", pa.string())])
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, _SCHEMA) as writer:
         while rows := list(islice(names, _ROWS)):
-            writer.write_table(pa.table({"file": rows}, schema))
+            writer.write_table(pa.table({"file": rows}, _SCHEMA))

@@ -19,6 +19,7 @@ from yolo_lat.data.spec import DatasetSpec
 from yolo_lat.data.split_summary import QUANTILES, SplitSummary
 from yolo_lat.drawing import class_colour, contact_sheet, draw_boxes, fit, picture_path, save_picture
 from yolo_lat.errors import UserError
+from yolo_lat.unfinished import write_whole
 
 EXAMPLES, LOOKS, CLASSES = 3, 10, 40  # rows of the tables: findings of a kind, images to look at, classes
 _BAR, _COLUMNS, _SIDE = 6, 6, 320  # characters of a full bar, tiles in a row, pixels of a tile
@@ -98,14 +99,11 @@ class CheckReport:
             UserError: no file can be written there.
         """
         path = Path(file)
-        partial = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             # A file name may hold bytes that are no UTF-8; they are written as escapes.
-            partial.write_text(json.dumps(self.as_dict(), indent=2) + "\n", encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, json.dumps(self.as_dict(), indent=2) + "\n")
         except OSError as error:
-            partial.unlink(missing_ok=True)
             raise UserError(f"{file}: cannot be written ({error.strerror}); choose another place") from error
         return path
 

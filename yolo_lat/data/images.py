@@ -22,7 +22,7 @@ from yolo_lat.errors import UserError
 FORMATS = frozenset({"BMP", "JPEG", "MPO", "PNG", "TIFF", "WEBP"})  # MPO: JPEG with further pictures behind it
 IMAGE_SUFFIXES = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
 # What Pillow's decoders raise.
-_DECODING = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
+_DECODING = (OSError, SyntaxError, ValueError, TypeError, LookupError, RuntimeError, Image.DecompressionBombError)
 _LIMIT_VARIABLE, _LIMIT = "YOLO_LAT_MAX_MEGAPIXELS", 178
 _HIGHEST_LIMIT = 1073  # OpenCV's own
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF

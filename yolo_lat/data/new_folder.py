@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
 
 from yolo_lat.errors import UserError
-
-if sys.platform != "win32":
-    import fcntl
-
-_LOCK = ".lock"
+from yolo_lat.unfinished import unfinished_folder
 
 
 def check_new(target: Path) -> None:
@@ -35,50 +27,18 @@ def new_folder(target: Path) -> Iterator[Path]:
     call for the same target removes it.
 
     Raises:
-        UserError: `target` exists and is not an empty folder.
+        UserError: `target` exists and is not an empty folder, before or after.
     """
     check_new(target)
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}.unfinished-"
-    for left in target.parent.iterdir():
-        if left.name.startswith(prefix) and left.is_dir():
-            _remove_unless_in_use(left)
-    folder = target.with_name(prefix + uuid.uuid4().hex[:8])
-    folder.mkdir()
-    try:
-        with _locked(folder):
-            yield folder
-            (folder / _LOCK).unlink()
-            check_new(target)  # someone else may have been faster
+    with unfinished_folder(target) as folder:
+        yield folder
+        check_new(target)  # someone else may have been faster
+        try:
             if target.exists():
                 target.rmdir()
             folder.rename(target)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; the system lets go of it when the process ends, however it ends."""
-    with (folder / _LOCK).open("w") as stream:
-        _lock(stream)
-        yield
-
-
-def _lock(stream: IO[str]) -> None:
-    """Lock an open file; OSError if another process holds it. On Windows an open file cannot be deleted anyway."""
-    if sys.platform != "win32":
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _remove_unless_in_use(folder: Path) -> None:
-    try:
-        if (folder / _LOCK).exists():
-            with (folder / _LOCK).open("r+") as stream:
-                _lock(stream)
-            (folder / _LOCK).unlink()
-    except OSError:  # another process is at work in it
-        return
-    shutil.rmtree(folder, ignore_errors=True)
+        except OSError:
+            check_new(target)
+            raise

@@ -18,6 +18,8 @@ from yolo_lat.demo.records import write_csv
 from yolo_lat.demo.video_writer import join_videos
 from yolo_lat.errors import UserError
 from yolo_lat.run_lock import lock_run
+from yolo_lat.typed_json import read_typed, typed
+from yolo_lat.unfinished import write_whole
 
 RUN, PARTS, VIDEO, LINES, TABLE, SUMMARY = (
     *("run.json", "parts", "video.mp4", "detections.jsonl", "detections.csv", "summary.json"),
@@ -73,7 +75,7 @@ class RunFolder:
                 break
             except FileExistsError:
                 number += 1
-        (path / RUN).write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(path / RUN, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
         return cls(path, settings)
 
     @classmethod
@@ -86,7 +88,9 @@ class RunFolder:
             UserError: no such run, one that is complete, or one that another process is at.
         """
         try:
-            settings = json.loads((path / RUN).read_text(encoding="utf-8"))
+            settings = read_typed(dict[str, Any], path / RUN)
+            typed(dict[str, Any], settings.get("options"), "options")
+            typed(bool, settings.get("live"), "live")
         except (OSError, ValueError) as error:
             raise UserError(f"resume={path}: holds no readable {RUN}; give the folder of a run of demo") from error
         if not (path / PARTS).is_dir():
@@ -100,10 +104,17 @@ class RunFolder:
         return folder
 
     def parts(self) -> Iterator[tuple[int, Part]]:
-        """Yield the complete parts, from the first to the last before a gap."""
+        """Yield the complete parts, from the first to the last before a gap.
+
+        Raises:
+            UserError: a damaged one.
+        """
         number = 0
         while (file := self.part(number, "json")).is_file():
-            yield number, Part(**json.loads(file.read_text(encoding="utf-8")))
+            try:
+                yield number, read_typed(Part, file)
+            except (OSError, ValueError) as error:
+                raise self._damaged(file, error) from error
             number += 1
 
     def part(self, number: int, suffix: str) -> Path:
@@ -119,10 +130,19 @@ class RunFolder:
         self._write(f"{PARTS}/{number:05d}.json", json.dumps(asdict(part)))
 
     def records(self) -> Iterator[dict[str, Any]]:
-        """Yield the frames of all complete parts."""
+        """Yield the frames of all complete parts.
+
+        Raises:
+            UserError: a damaged one.
+        """
         for number, _ in self.parts():
-            with self.part(number, "jsonl").open(encoding="utf-8") as lines:
-                yield from map(json.loads, lines)
+            file = self.part(number, "jsonl")
+            try:
+                with file.open(encoding="utf-8") as lines:
+                    for line in lines:
+                        yield typed(dict[str, Any], json.loads(line))
+            except (OSError, ValueError, RecursionError) as error:
+                raise self._damaged(file, error) from error
 
     def join(self, csv: bool, summary: dict[str, Any]) -> list[Path]:
         """Write the whole files from the complete parts and return them."""
@@ -158,15 +178,16 @@ class RunFolder:
         self._lock.close()
         shutil.rmtree(self.path)
 
+    def _damaged(self, file: Path, error: Exception) -> UserError:
+        reason = " ".join(str(error).split())[:200]
+        return UserError(f"{file}: this part is damaged ({reason}); remove it and those after it, then go on")
+
     @staticmethod
     def _names(number: int) -> set[str]:
         return {f"{number:05d}.{suffix}" for suffix in ("mp4", "jsonl", "json")}
 
     def _write(self, name: str, text: str) -> None:
-        file = self.path / name
-        partial = file.with_name(file.name + ".partial")
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
+        write_whole(self.path / name, text)
 
 
 def folder_name(source: str) -> str:

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import supervision as sv
-import yaml
 
+from yolo_lat.data.faults import shown
+from yolo_lat.data.files import read_yaml
 from yolo_lat.errors import UserError, nearest
 
 _ANCHOR = (sv.Position.BOTTOM_CENTER,)  # where an object stands
 _FORGET_FRAMES = 10_000  # an object out of sight for so long has lost its number
+_FARTHEST = 1e6  # pixels
 _SHAPES = {"lines": ("name", "from", "to"), "polygons": ("name", "points")}
 
 
@@ -50,20 +52,16 @@ def read_zones(file: str | Path) -> tuple[list[Shape], list[Shape]]:
     Raises:
         UserError: no such file, no YAML, or a key or value that means nothing; the message has the file and the key.
     """
-    path = Path(file)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"zones={file}: {getattr(error, 'strerror', '') or error}; give a YAML file") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{file}{line}: not valid YAML; mend it") from error
+    if not Path(file).exists():
+        raise UserError(f"zones={file}: No such file or directory; give a YAML file")
+    content = read_yaml(Path(file))
     if not isinstance(content, dict) or not content:
         raise UserError(f"{file}: holds neither lines: nor polygons:; give at least one of them")
     for key in content:
         if key not in _SHAPES:
-            raise UserError(f"{file}: unknown key '{key}'{nearest(str(key), _SHAPES) or '; use lines and polygons'}")
+            raise UserError(
+                f"{file}: unknown key {shown(key)}{nearest(str(key), _SHAPES) or '; use lines and polygons'}"
+            )
     found: dict[str, list[Shape]] = {"lines": [], "polygons": []}
     for kind, entries in content.items():
         if not isinstance(entries, list):
@@ -73,7 +71,7 @@ def read_zones(file: str | Path) -> tuple[list[Shape], list[Shape]]:
     if not shapes:
         raise UserError(f"{file}: holds no line and no polygon; give at least one")
     if twice := [name for name, count in Counter(shape.name for shape in shapes).items() if count > 1]:
-        raise UserError(f"{file}: the name '{twice[0]}' is given twice; names tell zones apart")
+        raise UserError(f"{file}: the name {shown(twice[0])} is given twice; names tell zones apart")
     return found["lines"], found["polygons"]
 
 
@@ -83,17 +81,17 @@ def _read_shape(file: str | Path, kind: str, index: int, entry: Any) -> Shape:
         raise UserError(f"{file}: {place} is no mapping; give {', '.join(keys)}")
     for key in entry:
         if key not in keys:
-            raise UserError(f"{file}: unknown key '{key}' in {place}{nearest(str(key), keys) or f'; use {keys}'}")
+            raise UserError(f"{file}: unknown key {shown(key)} in {place}{nearest(str(key), keys) or f'; use {keys}'}")
     for key in keys:
         if key not in entry:
             raise UserError(f"{file}: {place} lacks {key}; give {', '.join(keys)}")
     points = [entry["from"], entry["to"]] if kind == "lines" else entry["points"]
     key = f"{place}.from, .to" if kind == "lines" else f"{place}.points"
     if not isinstance(points, list) or not all(map(_is_point, points)):
-        raise UserError(f"{file}: {key} is {points}; give points as [x, y], pixels or shares from 0 to 1")
+        raise UserError(f"{file}: {key} is {shown(points)}; give points as [x, y], pixels or shares from 0 to 1")
     corners = tuple((float(x), float(y)) for x, y in points)
     if len(set(corners)) < (2 if kind == "lines" else 3):
-        raise UserError(f"{file}: {key} is {points}; a line needs two different points, a polygon three")
+        raise UserError(f"{file}: {key} is {shown(points)}; a line needs two different points, a polygon three")
     return Shape(str(entry["name"]), corners)
 
 
@@ -102,7 +100,7 @@ def _is_point(value: Any) -> bool:
         isinstance(value, list)
         and len(value) == 2
         and all(isinstance(number, int | float) and not isinstance(number, bool) for number in value)
-        and min(value) >= 0
+        and all(0 <= number < _FARTHEST for number in value)
     )
 
 

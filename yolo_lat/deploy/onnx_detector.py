@@ -89,8 +89,8 @@ class OnnxDetector:
         self.imgsz = self._input_size(imgsz, fixed_size)
         # Ultralytics unrolls NMS for the batch of the export, also where the axis is called dynamic; our own exporter,
         # which names the output, does not.
-        unrolled = self._meta("args", {}).get("nms") and "output" not in self._metadata
-        self._batch = self._meta("batch", 1) if unrolled else batch
+        unrolled = self._meta("args", {}, dict).get("nms") and "output" not in self._metadata
+        self._batch = self._meta("batch", 1, int) if unrolled else batch
         self._max_batch, self._cuda_graph = self._batch or max_batch, settings.cuda_graph
         self.names, self._decode = self._read_output()
 
@@ -142,14 +142,17 @@ class OnnxDetector:
         except UserError as error:
             raise UserError(f"{self.path}: {error}") from error
 
-    def _meta(self, key: str, default: Any) -> Any:
-        """Return one metadata value of the file; Ultralytics' exporter writes them as Python literals."""
+    def _meta(self, key: str, default: Any, *kinds: type) -> Any:
+        """Return one metadata value of the file, of one of some kinds; Ultralytics' exporter writes Python literals."""
         if key not in self._metadata:
             return default
         try:
-            return ast.literal_eval(self._metadata[key])
-        except (ValueError, SyntaxError) as error:
+            value = ast.literal_eval(self._metadata[key])
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
             raise UserError(f"metadata '{key}' of {self.path} is no Python literal; export the model again") from error
+        if not isinstance(value, kinds):
+            raise UserError(f"metadata '{key}' of {self.path} is of an unknown kind; export the model again")
+        return value
 
     def _read_input(self) -> tuple[bool, int | None, tuple[int, int] | None]:
         """Return whether channels come last, the batch size and the (height, width), None where an axis is dynamic."""
@@ -165,9 +168,9 @@ class OnnxDetector:
                 height, width = image
                 return takes_bytes, batch, (height, width) if height and width else None
         raise UserError(
-            f"{self.path} takes {[(n.name, n.type, n.shape) for n in (node, *others)]} with preprocessing="
-            f"{preprocessing} in its metadata, not one float image batch of shape (B, 3, height, width), nor one of "
-            f"uint8 and shape (B, height, width, 3) with preprocessing={UINT8_INPUT}; "
+            f"{self.path} takes {[(n.name, n.type, n.shape) for n in (node, *others)][:4]} with preprocessing="
+            f"{preprocessing and preprocessing[:40]!r} in its metadata, not one float image batch of shape (B, 3, "
+            f"height, width), nor one of uint8 and shape (B, height, width, 3) with preprocessing={UINT8_INPUT}; "
             "export a detection model with 'yolo-lat export format=onnx'"
         )
 
@@ -181,10 +184,10 @@ class OnnxDetector:
                     "leave imgsz out or export with dynamic=true"
                 )
             return fixed_size
-        size = tuple(self._meta("imgsz", ())) if imgsz is None else asked
+        size = tuple(self._meta("imgsz", (), list, tuple)) if imgsz is None else asked
         if not size:
             raise UserError(f"{self.path} has a dynamic input and names no size in its metadata; pass imgsz=")
-        stride = self._meta("stride", 32)
+        stride = self._meta("stride", 32, int) or 32
         if len(size) != 2 or any(not isinstance(side, int) or side < 1 or side % stride for side in size):
             raise UserError(f"imgsz={imgsz} does not fit {self.path}; pass one or two positive multiples of {stride}")
         return size[0], size[1]
@@ -195,7 +198,7 @@ class OnnxDetector:
         A first run tells, and warms up the device: dynamic exports leave any axis of the output without a size.
         """
         outputs = self._run([np.zeros((*self.imgsz, 3), np.uint8)] * (self._batch or 1))
-        task, names = self._metadata.get("task", "detect"), self._meta("names", {})
+        task, names = self._metadata.get("task", "detect"), self._meta("names", {}, dict, list)
         names = dict(enumerate(names)) if isinstance(names, list) else names
         from_raw = partial(from_raw_output, conf=self.conf, iou=self.iou, max_det=self.max_det)
         if task == "detect" and len(outputs) == 1 and outputs[0].ndim == 3:
@@ -211,7 +214,7 @@ class OnnxDetector:
             elif not names and 4 < rows < columns:
                 return {class_id: str(class_id) for class_id in range(rows - 4)}, from_raw
         raise UserError(
-            f"{self.path} has task '{task}', {len(names)} class names and outputs of shape "
+            f"{self.path} has task {task[:40]!r}, {len(names)} class names and outputs of shape "
             f"{[output.shape for output in outputs]}, not one of (B, 4 + classes, anchors), (B, n, 6) or, with "
             f"output={BEST_CLASS_OUTPUT} in its metadata, (B, 6, anchors); "
             "export a detection model with 'yolo-lat export format=onnx'"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from ultralytics.nn.tasks import DetectionModel, load_checkpoint
@@ -18,6 +19,7 @@ from yolo_lat.deploy.onnx_detector import BEST_CLASS_OUTPUT, UINT8_INPUT
 from yolo_lat.engine import unpickle
 from yolo_lat.errors import UserError
 from yolo_lat.nn.model import LatModel
+from yolo_lat.unfinished import umask, whole_file
 
 unpickle.install()
 
@@ -46,14 +48,12 @@ def save_safetensors(model: DetectionModel, path: str | Path) -> Path:
         "names": json.dumps(model.names),
         "args": json.dumps({key: args[key] for key in ("imgsz", "single_cls") if key in args}),
     }
-    partial = path.with_name(path.name + ".partial")
     try:
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial, metadata)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial, metadata)
+            partial.chmod(0o666 & ~umask())  # where the library lets nobody else read it
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: cannot be written ({error}); choose a folder that you can write to") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 
@@ -67,20 +67,23 @@ def load_safetensors(path: str | Path) -> LatModel:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise UserError(f"{path}: has no YOLO-LAT model inside; give safetensors that this package saved")
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        model = LatModel(json.loads(metadata["yaml"]), verbose=False)
-        model.load_state_dict(state)
-        model.names = {int(i): name for i, name in json.loads(metadata["names"]).items()}
-        model.args = json.loads(metadata["args"])
-    except UserError:
-        raise
+        model = _rebuilt(metadata, state) if metadata.get("format") == _FORMAT else None
     except (SafetensorError, LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(f"{path}: damaged or incompatible weights ({reason}); save or download them again") from error
+    if model is None:
+        raise UserError(f"{path}: has no YOLO-LAT model inside; give safetensors that this package saved")
     model.task, model.pt_path = "detect", str(path)
     return model.eval()
+
+
+def _rebuilt(metadata: dict[str, str], state: dict[str, torch.Tensor]) -> LatModel:
+    model = LatModel(json.loads(metadata["yaml"]), verbose=False)
+    model.load_state_dict(state)
+    model.names = {int(i): name for i, name in json.loads(metadata["names"]).items()}
+    model.args = json.loads(metadata["args"])
+    return model
 
 
 def load_pt(path: str | Path) -> tuple[DetectionModel, dict[str, Any]]:
@@ -123,9 +126,15 @@ def onnx_metadata(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: not a detector that 'yolo-lat export' wrote; give an exported model")
     try:
         metadata = {key: ast.literal_eval(written.get(key, "{}")) for key in ("names", "stride", "imgsz", "args")}
-    except (ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: its metadata is damaged ({error}); export it again") from error
-    sides = model.graph.input[0].type.tensor_type.shape.dim[1:]
+        names, stride, imgsz, args = metadata.values()
+        if not (isinstance(names, dict | list) and isinstance(stride, int) and stride > 0 and isinstance(args, dict)):
+            raise ValueError("names, stride or args of an unknown kind")
+        if not (isinstance(imgsz, list) and imgsz and all(isinstance(side, int) for side in imgsz)):
+            raise ValueError("imgsz is no list of sides")
+        sides = model.graph.input[0].type.tensor_type.shape.dim[1:]
+    except (ValueError, SyntaxError, TypeError, LookupError, MemoryError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{path}: its metadata is damaged ({reason}); export it again") from error
     layout = {key: written.get(key) for key in ("preprocessing", "output")}
     return {**metadata, **layout, "dynamic": any(side.dim_param for side in sides)}
 

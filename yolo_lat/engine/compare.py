@@ -36,6 +36,7 @@ from yolo_lat.engine.bootstrap import (
 from yolo_lat.engine.evaluate import COCO_NUMBERS, read_results
 from yolo_lat.engine.report import ground_truth_hash
 from yolo_lat.errors import UserError
+from yolo_lat.unfinished import whole_file, write_whole
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
 COVERS = (
@@ -152,7 +153,7 @@ class Comparison:
             "reference": self.runs[0].label,
             "runs": rows,
         }
-        Path(path).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_whole(Path(path), json.dumps(content, indent=1, allow_nan=False) + "\n")
 
     def plot(self, path: str | Path) -> None:
         """Draw values, and differences to the first run, with their intervals as PNG."""
@@ -174,7 +175,8 @@ class Comparison:
         figure.suptitle(self.name.replace("$", r"\$"))
         figure.legend(*values.get_legend_handles_labels(), loc="outside upper right", frameon=False)
         figure.supxlabel(fill(self.method, 150), fontsize=8)
-        FigureCanvasAgg(figure).print_png(str(path))
+        with whole_file(Path(path)) as partial:
+            FigureCanvasAgg(figure).print_png(str(partial))
 
 
 def compare_runs(

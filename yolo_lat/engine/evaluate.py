@@ -23,6 +23,7 @@ from yolo_lat.data.registry import load_dataset
 from yolo_lat.engine import report
 from yolo_lat.engine.analysis import Analysis, analyse
 from yolo_lat.errors import UserError
+from yolo_lat.unfinished import write_whole
 
 COCO_NUMBERS = {
     "AP": "IoU 0.50:0.95, all sizes",
@@ -72,7 +73,7 @@ class CocoResult:
 
     def save(self, path: str | Path) -> None:
         """Write the twelve numbers as JSON."""
-        Path(path).write_text(json.dumps(self.numbers, indent=1) + "\n", encoding="utf-8")
+        write_whole(Path(path), json.dumps(self.numbers, indent=1) + "\n")
 
     def write(self, folder: Path, split: DetectionSplit, about: dict[str, Any], plots: bool = True) -> list[Path]:
         """Write `evaluation.json`, and figures if `plots`, into a folder.
@@ -168,7 +169,7 @@ def evaluate_predictions(
     if save_dir is not None:
         folder = Path(save_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "predictions.json").write_text(json.dumps(detections), encoding="utf-8")
+        write_whole(folder / "predictions.json", json.dumps(detections))
         result.save(folder / "metrics.json")
         about = report.about(data=given_data(data), split=split, predictions=str(file.absolute()))
         result.write(folder, truth, about, plots)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +32,7 @@ from yolo_lat.engine.export_metadata import metadata_of, write_metadata
 from yolo_lat.errors import UserError
 from yolo_lat.nn.complexity import count_gflops, count_parameters
 from yolo_lat.nn.layout import channels_last_graph
+from yolo_lat.unfinished import whole_file
 
 if TYPE_CHECKING:
     from yolo_lat.engine.model import YOLOLAT
@@ -162,10 +162,15 @@ def export_onnx(model: YOLOLAT, trace_with: Callable[..., Any], arguments: dict[
             to_half(network)
         differences = _checked_network(network, trace, options, pictures, Path(folder))
         finished = _finish(network, trace, options)
-        with _replacing(target) as partial:
-            onnx.save(finished, partial)
-            if options.output in ("best-class", "nms") or options.preprocess:
-                check_tail(partial, Path(folder) / "network.onnx", trace, options.output, options.preprocess, pictures)
+        try:
+            with whole_file(target) as partial:
+                onnx.save(finished, partial)
+                if options.output in ("best-class", "nms") or options.preprocess:
+                    network_file = Path(folder) / "network.onnx"
+                    check_tail(partial, network_file, trace, options.output, options.preprocess, pictures)
+        except OSError as error:
+            reason = error.strerror or error
+            raise UserError(f"{target}: cannot be written ({reason}); choose a folder that you can write to") from error
     return Export(target, differences, ap)
 
 
@@ -269,16 +274,3 @@ def _finish(network: ModelProto, trace: Trace, options: OnnxOptions) -> ModelPro
     write_metadata(network, metadata_of(trace, options, options.precision, finished=True))
     onnx.checker.check_model(network)
     return network
-
-
-@contextmanager
-def _replacing(target: Path) -> Any:
-    """Yield a temporary file beside `target` that takes its place if the body succeeds, and is removed otherwise."""
-    partial = target.with_name(f".{target.stem}.partial.onnx")
-    try:
-        yield partial
-        partial.replace(target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error}); choose a folder that you can write to") from error
-    finally:
-        partial.unlink(missing_ok=True)

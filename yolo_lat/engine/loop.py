@@ -51,6 +51,7 @@ class TrainLoop:
         self.first_epoch = t.start_epoch
         t.run_callbacks("on_train_start")
         self._announce()
+        resumed = t.state is not None
         if t.state is not None:
             restore_training(t, t.state)
             t.state = None
@@ -62,8 +63,8 @@ class TrainLoop:
         t.begin_epochs(t.start_epoch)
         self.mosaic_closed = not t.args.close_mosaic
         epoch, t.epoch = t.start_epoch, t.start_epoch - 1
-        if MAIN and t.args.save and not epoch:  # for one killed between its first last.pt and resume.pt
-            write_state(t, t.wdir)
+        if MAIN and t.args.save and not resumed:
+            write_state(t, t.wdir)  # else a kill between the first last.pt and its resume.pt would lose the beginning
         while epoch < t.epochs and not t.stop:
             t.epoch = epoch
             self._train_epoch()

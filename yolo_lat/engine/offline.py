@@ -14,8 +14,10 @@ from PIL import Image
 from ultralytics.data import dataset as data_sets
 from ultralytics.data import utils as data_utils
 from ultralytics.engine import exporter, trainer, validator
-from ultralytics.utils import LOGGER, SETTINGS, USER_CONFIG_DIR, patches
+from ultralytics.utils import LOGGER, SETTINGS, USER_CONFIG_DIR, YAML, patches
 from ultralytics.utils.events import events
+
+from yolo_lat.unfinished import whole_file
 
 _INTEGRATIONS = ("sync", "clearml", "comet", "dvc", "mlflow", "raytune", "tensorboard", "wandb", "vscode_msg")
 _FONTS = ("Arial.ttf", "Arial.Unicode.ttf")
@@ -31,6 +33,7 @@ def settle() -> None:
     for module in (data_utils, exporter, trainer, validator):  # each has the function under its own name
         module.check_det_dataset = check_dataset
     data_sets.load_dataset_cache_file = refuse_cache
+    trainer.YAML = WholeYAML
     if find_spec("pi_heif") is None:
         Image.open = patches._image_open  # Ultralytics' own tries to install that package when a file is no image
     wanted = {key: False for key in _INTEGRATIONS if SETTINGS.get(key)}
@@ -45,6 +48,16 @@ def settle() -> None:
 def check_dataset(dataset: str | Path, autodownload: bool = False, split: str = "") -> dict[str, Any]:
     """Do what `ultralytics.data.utils.check_det_dataset` does, but never run the key `download` of a data YAML."""
     return _stock_check(dataset, autodownload=False, split=split)
+
+
+class WholeYAML(YAML):
+    """Writes the arguments of a training whole or not at all."""
+
+    @classmethod
+    def save(cls, file: str | Path = "data.yaml", data: Any = None, header: str = "") -> None:
+        """Write a YAML file; it appears under its name only when it is complete."""
+        with whole_file(Path(file)) as partial:
+            super().save(partial, data, header)
 
 
 def refuse_cache(path: Path) -> NoReturn:

@@ -1,7 +1,11 @@
-"""Prediction: Ultralytics' predictor, except that a broken input is an error and never skipped."""
+"""Prediction: Ultralytics' predictor, except that a broken input is an error and never skipped, and so is a full disk.
+
+What is written of an image appears under its name only when it is complete.
+"""
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,9 @@ from ultralytics.utils import nms, ops
 
 from yolo_lat.data.images import IMAGE_SUFFIXES, check_pixels, image_size
 from yolo_lat.errors import UserError
+from yolo_lat.unfinished import new_folder_of_run
+
+_STAGE = ".unfinished"
 
 
 class LatPredictor(DetectionPredictor):
@@ -26,6 +33,8 @@ class LatPredictor(DetectionPredictor):
     Raises:
         UserError: a file that is no whole image or video.
     """
+
+    save_dir: Path
 
     def setup_source(self, source: Any, *args: Any, **kwargs: Any) -> None:
         """Open the source and make its loader strict."""
@@ -42,6 +51,38 @@ class LatPredictor(DetectionPredictor):
                     _check_video(file)
             self.dataset.files = _LookedAt(self.dataset.files)
             self.dataset._append_image = partial(_append_image, type(self.dataset), self.dataset)
+
+        if self.args.save or self.args.save_txt or self.args.save_crop:
+            self.save_dir = new_folder_of_run(self.save_dir, self.args.exist_ok)
+
+    def write_results(self, i: int, p: Path, im: torch.Tensor, s: list[str]) -> str:
+        """Do what the base does, but let the files of an image appear when they are complete."""
+        if self.dataset.mode != "image" or not (self.args.save or self.args.save_txt or self.args.save_crop):
+            return super().write_results(i, p, im, s)
+        folder, stage = self.save_dir, self.save_dir / _STAGE
+        try:
+            shutil.rmtree(stage, ignore_errors=True)
+            (stage / "labels").mkdir(parents=True)
+            self.save_dir = stage
+            text = super().write_results(i, p, im, s)
+            self.results[i].save_dir = str(folder)
+            for file in [path for path in stage.rglob("*") if path.is_file()]:
+                target = folder / file.relative_to(stage)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(target)
+        except OSError as error:
+            raise UserError(f"{folder}: results of {p} cannot be written ({error.strerror}); make room") from error
+        finally:
+            self.save_dir = folder
+            shutil.rmtree(stage, ignore_errors=True)
+        return text
+
+    def save_predicted_images(self, save_path: Path, frame: int | None = 0) -> None:
+        """Write a picture, where the base would pass over that it cannot be written, or a frame of a video."""
+        if self.dataset.mode in ("stream", "video"):
+            super().save_predicted_images(save_path, frame)
+        else:
+            save_path.with_suffix(".jpg").write_bytes(cv2.imencode(".jpg", self.plotted_img)[1].tobytes())
 
     def postprocess(self, preds: Any, img: torch.Tensor, orig_imgs: Any, **kwargs: Any) -> list[Results]:
         """Do what the base does, without its time limit, which drops the rest of a slow batch."""

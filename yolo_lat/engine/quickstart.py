@@ -15,6 +15,7 @@ from rich.table import Table
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import datasets_dir, load_dataset
 from yolo_lat.deploy import OnnxDetector
+from yolo_lat.drawing import save_picture
 from yolo_lat.engine.model import YOLOLAT
 
 # Found for ten to twelve epochs of 600 small images on a CPU; not a recipe for real data.
@@ -82,7 +83,7 @@ def quickstart(directory: Path = Path("runs/quickstart"), epochs: int = 12, seed
         if len(drawn) < PICTURES:
             drawn.append(detections.draw(image))
     picture = directory / "detections.jpg"
-    cv2.imwrite(str(picture), contact_sheet(drawn))
+    save_picture(picture, contact_sheet(drawn))
 
     console.print("[bold]4/4 Results[/bold]")
     table = Table("what", "figure", title="YOLO-LAT quickstart", title_justify="left")

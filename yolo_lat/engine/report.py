@@ -17,6 +17,7 @@ from rich.table import Table
 from yolo_lat import __version__
 from yolo_lat.engine.analysis import CONFIDENCE, Analysis
 from yolo_lat.engine.tide import BACKGROUND_IOU, ERRORS, FOREGROUND_IOU
+from yolo_lat.unfinished import whole_file, write_whole
 
 _FEW_CLASSES = 20
 _BLUE, _ORANGE, _GREY = "#1f5f99", "#d9722e", "#9aa5b1"
@@ -138,7 +139,7 @@ def write_json(
         },
     }
     lines = [f"{json.dumps(key)}: {json.dumps(_plain(value), allow_nan=False)}" for key, value in content.items()]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+    write_whole(path, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _plain(value: Any) -> Any:
@@ -173,7 +174,8 @@ def draw(folder: Path, analysis: Analysis) -> list[Path]:
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         for name, figure in figures.items():
             files.append(folder / f"{name}.png")
-            figure.savefig(files[-1], dpi=150)
+            with whole_file(files[-1]) as partial:
+                figure.savefig(partial, dpi=150)
     return files
 
 

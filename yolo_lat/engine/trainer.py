@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from contextlib import nullcontext
 from copy import copy
 from importlib import import_module
@@ -10,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from ultralytics.cfg import get_save_dir
 from ultralytics.data.build import InfiniteDataLoader, build_dataloader, seed_worker
 from ultralytics.models.yolo.detect import DetectionTrainer
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, colorstr
@@ -57,6 +60,8 @@ from yolo_lat.errors import UserError
 from yolo_lat.nn.attention import ProjectedELA
 from yolo_lat.nn.model import LatModel
 from yolo_lat.nn.zoo import load_model_yaml
+from yolo_lat.run_lock import lock_folder
+from yolo_lat.unfinished import new_folder_of_run
 
 
 class LatTrainer(DetectionTrainer):
@@ -96,6 +101,7 @@ class LatTrainer(DetectionTrainer):
         self.state: dict[str, Any] | None = None
         self.last_batch = self.last_update = -1
         self.fast: TrainStep | None = None
+        self._let_go: Callable[[], Any] = lambda: None
         overrides = dict(overrides or {})
         self._own, self._folder = take_own(overrides), overrides.pop("save_dir", None)
         joined = ranks.join(overrides.get("device"))
@@ -154,6 +160,10 @@ class LatTrainer(DetectionTrainer):
             self.args.save_dir = str(Path(self.args.model).absolute().parents[1])
         if self._folder:
             self.args.save_dir = self._folder
+        elif RANKS == 1:
+            folder = new_folder_of_run(Path(get_save_dir(self.args)), bool(self.resume) or self.args.exist_ok)
+            self._let_go = weakref.finalize(self, lock_folder(folder))
+            self.args.save_dir = str(folder)
         if RANKS > 1:
             self.args.save_dir = ranks.from_main(str(launch.run_folder(self.args) if MAIN else ""))
             last = Path(self.args.save_dir, "weights/last.pt")
@@ -355,12 +365,15 @@ class LatTrainer(DetectionTrainer):
         Raises:
             UserError: one of them has ended before its time.
         """
-        if not self.ddp:
-            super().train()
-            return
-        launch.run(self, len(self.args.device.split(",")))
-        trust_files((self.last, self.best))  # which those processes have written
-        self.validator = SimpleNamespace(metrics=LatMetrics.read(self.save_dir / "metrics.json"))
+        try:
+            if not self.ddp:
+                super().train()
+                return
+            launch.run(self, len(self.args.device.split(",")))
+            trust_files((self.last, self.best))  # which those processes have written
+            self.validator = SimpleNamespace(metrics=LatMetrics.read(self.save_dir / "metrics.json"))
+        finally:
+            self._let_go()
 
     def plot_training_samples(self, batch: dict[str, Any], ni: int) -> None:
         """Draw a batch with its boxes."""

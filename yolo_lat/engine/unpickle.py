@@ -189,8 +189,9 @@ def _refuse_others(file: Path, names: list[str] | None, allowed: dict[str, Any])
 
 
 def _refusal(file: Path, name: str) -> UserError:
+    plain = "".join(sign if sign.isprintable() else "?" for sign in name[:100])
     return UserError(
-        f"{file}: names {name}, which is no part of a detector and may run code; add trust=true if you made the file "
+        f"{file}: names {plain}, which is no part of a detector and may run code; add trust=true if you made the file "
         "yourself, or use it as safetensors"
     )
 

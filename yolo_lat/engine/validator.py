@@ -37,6 +37,7 @@ from yolo_lat.engine.arguments import as_list
 from yolo_lat.engine.evaluate import CocoResult, evaluate_detections, given_data
 from yolo_lat.engine.ranks import MAIN, RANKS, mean_over_ranks, own_share
 from yolo_lat.errors import UserError
+from yolo_lat.unfinished import write_whole
 
 
 class LatMetrics(DetMetrics):
@@ -126,7 +127,7 @@ class LatValidator(DetectionValidator):
         # Ultralytics reads the data set's description from a file of its own format.
         self._folder = None if MAIN else tempfile.TemporaryDirectory()
         self.args.data = str(Path(self._folder.name if self._folder else self.save_dir) / "data.yaml")
-        Path(self.args.data).write_text(yaml.safe_dump(ultralytics_data(self.spec)), encoding="utf-8")
+        write_whole(Path(self.args.data), yaml.safe_dump(ultralytics_data(self.spec)))
 
     def __call__(self, trainer: Any = None, model: Any = None, **kwargs: Any) -> Any:
         """Validate; training's last call names the weights by their path."""
@@ -229,7 +230,7 @@ class LatValidator(DetectionValidator):
         name = f"detections_{testset}_{Path(self.given_model).stem}_results"
         rows = [row | {"bbox": [round(v, 3) for v in row["bbox"]]} for row in self.jdict]
         submission = Submission(split.name, self.save_dir / f"{name}.json", self.save_dir / f"{name}.zip")
-        submission.results.write_text(json.dumps(rows), encoding="utf-8")
+        write_whole(submission.results, json.dumps(rows))
         with ZipFile(submission.archive, "w", ZIP_DEFLATED) as archive:
             archive.write(submission.results, submission.results.name)
         return submission
@@ -246,7 +247,7 @@ class LatValidator(DetectionValidator):
         self.confusion_matrix = ConfusionMatrix(names=dict(enumerate(result.analysis.names)))
         self.confusion_matrix.matrix = result.analysis.confusion.T  # Ultralytics has true classes by column
         self.metrics.confusion_matrix = self.confusion_matrix
-        (self.save_dir / "predictions.json").write_text(json.dumps(self.jdict), encoding="utf-8")
+        write_whole(self.save_dir / "predictions.json", json.dumps(self.jdict))
         result.save(self.save_dir / "metrics.json")
         about = report.about(
             model=self.given_model,

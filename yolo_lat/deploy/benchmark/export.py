@@ -18,6 +18,7 @@ from typing import Any
 import yolo_lat
 from yolo_lat.deploy.benchmark.plan import Cell, Entry
 from yolo_lat.deploy.benchmark.settings import Variant
+from yolo_lat.unfinished import write_whole
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def make_file(entry: Entry, cell: Cell, variant: Variant, device: str, seed: int
     deployed.target = target
     deployed.fuse(verbose=False)
     file = ModelFile(str(path), sha256(path), count_parameters(deployed), count_gflops(deployed, cell.imgsz), layers)
-    note.write_text(json.dumps({"key": key, "file": asdict(file)}, indent=1), encoding="utf-8")
+    write_whole(note, json.dumps({"key": key, "file": asdict(file)}, indent=1))
     return file
 
 

@@ -14,6 +14,7 @@ from yolo_lat.deploy.benchmark.plan import Cell
 from yolo_lat.deploy.benchmark.record import Record
 from yolo_lat.deploy.benchmark.table import heading, size_cells
 from yolo_lat.errors import UserError
+from yolo_lat.unfinished import whole_file
 
 _MARKERS = {"forward": "o", "pipeline": "s"}
 
@@ -56,7 +57,8 @@ def draw(record: Record, path: str | Path) -> None:
         _legend(line[-1], record, Cell(imgsz, batches[0], precision, "forward"), colours)
     figure.suptitle("Latency of a batch and " + ("COCO AP" if known else "parameters; accuracy not measured"))
     figure.supxlabel(_plain(fill(" · ".join(heading(record)), 60 * len(batches) + 20)), fontsize=7)
-    FigureCanvasAgg(figure).print_png(str(path))
+    with whole_file(Path(path)) as partial:
+        FigureCanvasAgg(figure).print_png(str(partial))
 
 
 def _draw_model(axes: Axes, name: str, times: dict[str, float], height: float, colour: str, slowest: bool) -> None:

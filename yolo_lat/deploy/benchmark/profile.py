@@ -20,6 +20,7 @@ from yolo_lat.deploy.benchmark.plan import Plan
 from yolo_lat.deploy.benchmark.prepare import prepared_files
 from yolo_lat.deploy.session import SessionSettings, open_session
 from yolo_lat.errors import UserError
+from yolo_lat.unfinished import write_whole
 
 MEANING = {
     "cpu": "time of each operator on the CPU, with what the profiler adds to each",
@@ -102,7 +103,7 @@ class Profile:
     def save(self, path: Path) -> None:
         """Write everything as JSON."""
         content = {"format": _FORMAT, **asdict(self)}
-        path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def profile_model(plan: Plan, layout: bool) -> Profile:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from yolo_lat.deploy.benchmark.profile import Cost, Profile
+from yolo_lat.unfinished import whole_file
 
 
 def profile_tables(profile: Profile) -> Group:
@@ -68,4 +69,5 @@ def draw_profile(profile: Profile, path: str | Path) -> None:
         axes.grid(axis="x", color="0.9")
         axes.set_axisbelow(True)
     figure.supxlabel(fill(" · ".join(summary(profile)), 150).replace("$", r"\$"), fontsize=7)
-    FigureCanvasAgg(figure).print_png(str(path))
+    with whole_file(Path(path)) as partial:
+        FigureCanvasAgg(figure).print_png(str(partial))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 
 from yolo_lat.deploy.benchmark.plan import BOUNDARIES, PROTOCOL_ROUNDS, PROTOCOL_RUNS, Cell
 from yolo_lat.errors import UserError
+from yolo_lat.typed_json import read_typed, typed
+from yolo_lat.unfinished import write_whole
 
 FORMAT = "yolo-lat benchmark 1"
 
@@ -191,9 +194,7 @@ class Record:
     def save(self, path: Path) -> None:
         """Write the record; the file is whole at any time."""
         content = {"format": FORMAT, "protocol": not self.deviations, "deviations": self.deviations, **asdict(self)}
-        partial = path.with_name(path.name + ".partial")
-        partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def read_record(path: str | Path) -> Record:
@@ -206,30 +207,46 @@ def read_record(path: str | Path) -> Record:
     if not path.is_file():
         raise UserError(f"{path} is not a file; give the json of a benchmark")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format") != FORMAT:
+        content = read_typed(dict[str, Any], path)
+        if content.pop("format", None) != FORMAT:
             raise ValueError("another format")
         for key in ("protocol", "deviations"):
-            del content[key]
-        models = [
-            Model(**{**model, "accuracy": [Accuracy(**found) for found in model["accuracy"]]})
-            for model in content.pop("models")
-        ]
-        cells = [
-            Measured(**{**cell, "results": [_result(result) for result in cell["results"]]})
-            for cell in content.pop("cells")
-        ]
-        record = Record(**content, models=models, cells=cells)
-        list(record.deviations)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is no record of a benchmark ({error}); give what json= wrote") from error
+            content.pop(key, None)
+        record: Record = typed(Record, content)
+        _check(record)
+    except (ValueError, OSError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} is no record of a benchmark ({reason}); give what json= wrote") from error
     return record
 
 
-def _result(content: dict[str, Any]) -> Result:
-    trials = [Trial(**trial) for trial in content["trials"]]
-    ratios = {name: Ratio(**ratio) for name, ratio in content["ratios"].items()}
-    return Result(**{**content, "trials": trials, "ratios": ratios})
+_HOW = {"rounds": int, "runs": int, "references": list[str], "pictures": str, "search": str}
+_MACHINE = {"device": str, "cpu": str, "cores": int, "threads": int}
+
+
+def _check(record: Record) -> None:
+    """Raise ValueError for a record of the right types that nobody can show or compare."""
+    for name, given, kinds in (("how", record.how, _HOW), ("machine", record.machine, _MACHINE)):
+        for key, kind in kinds.items():
+            if key not in given:
+                raise ValueError(f"{name} lacks {key}")
+            typed(kind, given[key], f"{name}.{key}")
+    if record.machine["device"] != record.machine["cpu"]:
+        typed(str, record.machine.get("driver"), "machine.driver")
+    for setting in typed(list[dict[str, Any]], record.how.get("settings"), "how.settings"):
+        typed(str, setting.get("name"), "how.settings.name")
+    names = {model.name for model in record.models}
+    together: dict[tuple[int, int, str], list[str]] = defaultdict(list)
+    for cell, result in record.results():
+        if result.model not in names:
+            raise ValueError(f"no model {result.model[:40]}")
+        if result.median_ms is not None and None in (result.p5_ms, result.p95_ms):
+            raise ValueError("a median without p5_ms and p95_ms")
+        together[cell.imgsz, cell.batch, cell.precision].append(result.model)
+    for measured in record.cells:
+        models = [result.model for result in measured.results]
+        if set(models) != set(together[measured.imgsz, measured.batch, measured.precision]) or not models:
+            raise ValueError("cells that go together have other models")
 
 
 def read_records(paths: Sequence[str | Path]) -> Record:
