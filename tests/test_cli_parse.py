@@ -119,6 +119,7 @@ def test_every_boolean_key_of_ultralytics_may_stand_alone():
     assert {key.name for key in MODES["train"].accepted().values() if key.stands_alone} == bare | {
         "download",
         "cuda_graph",
+        "sync_bn",
         "trust",
     }
     assert parse(MODES["train"], sorted(bare)) == dict.fromkeys(bare, True)
