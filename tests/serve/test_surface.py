@@ -212,7 +212,7 @@ def test_the_build_context_holds_what_the_package_needs():
     first, *rest = [line for line in (ROOT / ".dockerignore").read_text().split("\n") if line and line[0] != "#"]
     assert first == "*"
     allowed = {line[1:] for line in rest if line.startswith("!")}
-    assert allowed == {"LICENSE", "README.md", "cfg", "datasets.yaml", "pyproject.toml", "yolo_lat"}
+    assert allowed == {"LICENSE", "README.md", "cfg", "datasets.yaml", "pyproject.toml", "weights", "yolo_lat"}
     assert all((ROOT / name).exists() for name in allowed)
     for file in DOCKERFILES:
         copied = re.findall(r"^COPY (.*) \./.*$", file.read_text(), re.MULTILINE)
