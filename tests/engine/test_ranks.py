@@ -112,6 +112,21 @@ class TestTwoProcesses:
         assert LatMetrics.read(pair / "launched/metrics.json").coco["AP"] > 0
 
 
+def die_as_the_second(trainer: LatTrainer) -> None:
+    if ranks.PLACE == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_trainer_names_the_process_that_it_lost(run, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    args = ARGS | {"data": str(run.data), "project": str(tmp_path), "name": "lost", "model": str(run.safetensors)}
+    trainer = LatTrainer(overrides={**args, "task": "detect", "mode": "train"})
+    trainer.model = trainer.get_model(YOLOLAT(str(run.safetensors)).model.yaml)
+    trainer.add_callback("on_train_batch_end", die_as_the_second)
+    with pytest.raises(UserError, match=r"^rank 1 \(process \d+\) has ended with signal 9 before the training$"):
+        launch.run(trainer, 2)
+
+
 def test_images_on_the_device_are_shared_out(run, tmp_path) -> None:
     done = train(run.data, tmp_path, "two", *TORCHRUN, weights=str(run.safetensors), cache="device")
     assert done.returncode == 0, done.stderr[-3000:]

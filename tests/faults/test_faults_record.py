@@ -31,6 +31,7 @@ def test_the_record_has_a_million_executions_fifty_kills_and_no_loss() -> None:
         f"{part}, {name}: {loss}" for part, rows in parts.items() for name, row in rows.items() for loss in row["lost"]
     ]
     assert record["lost"] == lost == []
+    assert f"Of {record['tries of other faults']} kills" in (ROOT / "README.md").read_text(encoding="utf-8")
     for rows in parts.values():
         for row in rows.values():
             assert row.keys() >= {"command", "seed", "machine", "versions", "date", "seconds"}

@@ -51,7 +51,9 @@ def run(trainer: LatTrainer, processes: int) -> None:
         failures = error.failures.values()
         if any(failure.exitcode == _TOLD for failure in failures):
             raise SystemExit(_TOLD) from None
-        rank, first = error.get_first_failure()
+        # The others end because of it, and it may not be the first that is noticed.
+        killed = ((r, f) for r, f in error.failures.items() if f.exitcode < 0 and f.exitcode != -signal.SIGTERM)
+        rank, first = next(killed, None) or error.get_first_failure()
         how = f"signal {-first.exitcode}" if first.exitcode < 0 else f"exit status {first.exitcode}"
         last = f"yolo-lat train resume={trainer.last}"
         hint = f"; to go on from its last epoch: {last}" if trainer.last.is_file() else ""

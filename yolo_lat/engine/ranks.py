@@ -131,12 +131,6 @@ def from_main(value: T) -> T:
     return said[0]
 
 
-def wait_for_all() -> None:
-    """Return when every process has come here."""
-    if RANKS > 1:
-        dist.barrier()
-
-
 def copy_from_main(tensors: Sequence[Tensor]) -> None:
     """Fill tensors, of any dtype, with what they hold in the first process."""
     if RANKS > 1:
