@@ -10,6 +10,7 @@ from ultralytics.nn.modules import Conv
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
 from yolo_lat.nn import Gate
+from yolo_lat.nn.layout import channels_last_graph
 
 
 def settled(module: nn.Module, *inputs: object) -> nn.Module:
@@ -44,3 +45,16 @@ def fuse(module: nn.Module) -> nn.Module:
 def maps(*widths: int, size: int = 16) -> list[Tensor]:
     torch.manual_seed(1)
     return [torch.randn(2, c, size // 2**i, size // 2**i) for i, c in enumerate(widths)]
+
+
+def check_gradients_and_fused_forms(block: nn.Module, levels: list[Tensor], out: list[Tensor], last: bool) -> None:
+    """Every parameter of a block on levels learns from `out`, and both inference forms, joined and apart, equal it."""
+    sum(y.square().mean() for y in out).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
+    with channels_last_graph(last):
+        folded = fuse(block)
+        joined = folded(levels)
+        folded.keep_levels_apart()
+        for form in (joined, folded(levels)):
+            for fused, y in zip(form, out, strict=True):
+                torch.testing.assert_close(fused, y, rtol=1e-4, atol=1e-4)

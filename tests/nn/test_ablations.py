@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from forms import fuse, maps, settled
+from forms import check_gradients_and_fused_forms, fuse, maps, settled
 from torch import Tensor, nn
 
 from yolo_lat.nn import CrossScaleELA, GatedFFN, HyperLink, PlainFFN
@@ -47,15 +47,7 @@ def test_shapes_gradients_and_fused_forms(name: str, last: bool) -> None:
     block, levels = layer(**SWITCHES[name])
     out = block(levels)
     assert [tuple(y.shape) for y in out] == [(2, WIDTH, 16, 16), (2, WIDTH, 8, 8)]
-    sum(y.square().mean() for y in out).backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
-    with channels_last_graph(last):
-        folded = fuse(block)
-        joined = folded(levels)
-        folded.keep_levels_apart()
-        for form in (joined, folded(levels)):
-            for fused, y in zip(form, out, strict=True):
-                torch.testing.assert_close(fused, y, rtol=1e-4, atol=1e-4)
+    check_gradients_and_fused_forms(block, levels, out, last)
 
 
 def projected(block: CrossScaleELA, x: Tensor) -> list[Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from forms import fuse, maps, settled
+from forms import check_gradients_and_fused_forms, fuse, maps, settled
 from torch import Tensor, nn
 
 from yolo_lat.ela import KERNELS, ela_state
@@ -128,15 +128,7 @@ class TestCrossScaleELA:
         block = settled(CrossScaleELA([16, 24, 16], 16, memory=memory), levels)
         out = block(levels)
         assert [tuple(y.shape) for y in out] == [(2, 16, 16, 16), (2, 16, 8, 8), (2, 16, 4, 4)]
-        sum(y.square().mean() for y in out).backward()
-        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in block.parameters())
-        with channels_last_graph(last):
-            folded = fuse(block)
-            joined = folded(levels)
-            folded.keep_levels_apart()
-            for form in (joined, folded(levels)):
-                for fused, y in zip(form, out, strict=True):
-                    torch.testing.assert_close(fused, y, rtol=1e-4, atol=1e-4)
+        check_gradients_and_fused_forms(block, levels, out, last)
 
     def test_the_one_state_is_the_sum_of_the_levels_states(self) -> None:
         levels = maps(16, 16, 16)
