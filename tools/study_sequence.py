@@ -1,13 +1,15 @@
 """Train small language models that differ in one thing, and compare how they learn.
 
     python tools/study_sequence.py run OUT.json [--size small|paper] [--variants A,B] [--seeds 0,1,2] [--device cpu]
+    python tools/study_sequence.py join OUT.json PART.json PART.json ...
     python tools/study_sequence.py draw OUT.json FIGURE.png [ROUTING.png]
     python tools/study_sequence.py list
 
 Text is the source code of Python's own standard library, every 20th file held out, cut into words, blanks and single
 signs; the commonest pieces are tokens and the rest is spelled in bytes. OUT.json gets one entry a run as soon as it is
 finished; runs that it has are not repeated, so that a study may be interrupted, and goes on on a machine with the same
-library (the text's hash is compared). Entries hold the loss on held-out text along the way, in nats a token, and at the
+library (the text's hash is compared). Several processes, each with a file of its own, share a GPU well; `join` makes
+one record of theirs. Entries hold the loss on held-out text along the way, in nats a token, and at the
 end the loss when every prediction is made from its past alone, which is what a model that looks ahead cannot do.
 `--commit` is for a copy of the tree without its history.
 """
@@ -19,6 +21,7 @@ import hashlib
 import json
 import math
 import re
+import shlex
 import statistics
 import sys
 import sysconfig
@@ -228,8 +231,9 @@ def run(args: argparse.Namespace) -> None:
     names = args.variants.split(";") if args.variants else list(known)
     if unknown := [name for name in names if name not in known]:
         raise ValueError(f"there is no variant '{unknown[0]}'; `list` shows those there are")
+    rest = (f" --variants {shlex.quote(args.variants)}" if args.variants else "") + f" --device {args.device}"
     record = {
-        "command": f"python tools/study_sequence.py run {args.out.name} --size {args.size} --seeds {args.seeds}",
+        "command": f"python tools/study_sequence.py run {args.out.name} --size {args.size} --seeds {args.seeds}{rest}",
         "machine": describe_machine("cpu" if args.device == "cpu" else "cuda:0", torch.get_num_threads()),
         "versions": versions(args.commit),
         "text": text.about,
@@ -255,6 +259,23 @@ def run(args: argparse.Namespace) -> None:
             part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             part.replace(args.out)
             progress.advance(whole)
+    Console().print(table(record))
+
+
+def join(args: argparse.Namespace) -> None:
+    """Write the runs of several records of the same study into one, by variant and seed."""
+    parts = [json.loads(file.read_text(encoding="utf-8")) for file in args.parts]
+    record = parts[0]
+    for file, part in zip(args.parts, parts, strict=True):
+        if differing := [key for key in ("text", "size", "optimizer", "versions") if part[key] != record[key]]:
+            raise ValueError(f"{file} differs from {args.parts[0]} in {differing[0]}; join records of one study")
+    order = list(variants(SIZES["paper"].model))
+    runs = [run for part in parts for run in part["runs"]]
+    record["runs"] = sorted(runs, key=lambda run: (run["seed"], order.index(run["variant"])))
+    if len({(run["variant"], run["seed"]) for run in runs}) < len(runs):
+        raise ValueError(f"{args.parts[0]} and the others hold a run twice; give each once")
+    record["command"] = "; ".join(part["command"] for part in parts)
+    args.out.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     Console().print(table(record))
 
 
@@ -334,6 +355,9 @@ def main() -> None:
     running.add_argument("--seeds", default="0,1,2")
     running.add_argument("--device", default="cpu")
     running.add_argument("--commit")
+    joining = modes.add_parser("join")
+    joining.add_argument("out", type=Path)
+    joining.add_argument("parts", type=Path, nargs="+")
     drawing = modes.add_parser("draw")
     drawing.add_argument("out", type=Path)
     drawing.add_argument("figure", type=Path)
@@ -344,7 +368,7 @@ def main() -> None:
         print("\n".join(variants(LMConfig())))
         return
     try:
-        {"run": run, "draw": draw}[args.mode](args)
+        {"run": run, "join": join, "draw": draw}[args.mode](args)
     except ValueError as error:
         print(f"study_sequence.py: {error}", file=sys.stderr)
         sys.exit(2)

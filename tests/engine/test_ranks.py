@@ -38,7 +38,8 @@ def train(data: Path, project: Path, name: str, *launcher: str, **changes) -> su
     project.mkdir(exist_ok=True)
     args = ARGS | {"data": str(data), "project": str(project), "name": name} | changes
     command = [*(launcher or [sys.executable]), str(SCRIPT), json.dumps(args)]
-    environment = os.environ | {"PYTHONPATH": str(REPO), "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join([str(REPO), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
 
 
@@ -324,3 +325,59 @@ def test_a_checkpoint_of_synchronized_statistics_is_like_any(run, tmp_path) -> N
     arguments = {"data": run.data, "imgsz": 96, "device": "cpu", "plots": False, "project": tmp_path}
     numbers = [YOLOLAT(str(file)).val(**arguments).coco for file in (run.best, tmp_path / "sync.pt")]
     assert numbers[0] == pytest.approx(numbers[1], abs=1e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+class TestTwoGpus:
+    """By NCCL what the tests above show by gloo, and what they cannot: `sync_bn`, and `device=0,1` itself."""
+
+    ONE, TWO = {"device": "0", "amp": False}, {"device": None, "amp": False}
+
+    def test_have_the_losses_of_one_in_every_batch(self, run, tmp_path, monkeypatch) -> None:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+        weights = str(run.safetensors)
+        for name, launcher, place in (("one", (), self.ONE), ("two", TORCHRUN, self.TWO)):
+            done = train(run.data, tmp_path, name, *launcher, weights=weights, **EXACT, **place)
+            assert done.returncode == 0, done.stderr[-3000:]
+        assert torch.equal(losses(tmp_path, "two"), losses(tmp_path, "two", 1))
+        torch.testing.assert_close(losses(tmp_path, "two"), losses(tmp_path, "one"), rtol=1e-3, atol=1e-5)
+        alone = YOLOLAT(str(tmp_path / "two/weights/best.pt")).val(
+            data=run.data, imgsz=64, batch=8, device="0", plots=False, project=tmp_path, name="val"
+        )
+        found = json.loads((tmp_path / "two/metrics.json").read_text())
+        assert found["AP"] == pytest.approx(alone.coco["AP"], abs=0.01)
+
+    def test_share_statistics_with_sync_bn(self, run, tmp_path, monkeypatch) -> None:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+        ways = {"one": ((), self.ONE), "two": (TORCHRUN, {**self.TWO, "sync_bn": True}), "apart": (TORCHRUN, self.TWO)}
+        for name, (launcher, options) in ways.items():
+            done = train(run.data, tmp_path, name, *launcher, weights=str(run.safetensors), **options)
+            assert done.returncode == 0, done.stderr[-3000:]
+        one, two, apart = (losses(tmp_path, name) for name in ways)
+        torch.testing.assert_close(two, one, rtol=2e-3, atol=1e-5)
+        assert (apart - one).abs().max() > 2 * (two - one).abs().max()
+
+    def test_hold_and_augment_their_share(self, run, tmp_path) -> None:
+        done = train(run.data, tmp_path, "two", *TORCHRUN, weights=str(run.safetensors), cache="device", device=None)
+        assert done.returncode == 0, done.stderr[-3000:]
+        shares = [set((tmp_path / f"two-{rank}.images").read_text().splitlines()) for rank in (0, 1)]
+        assert [len(share) for share in shares] == [12, 12]
+        assert not shares[0] & shares[1]
+
+    def test_are_started_by_their_numbers(self, shapes, tmp_path, monkeypatch) -> None:
+        monkeypatch.setenv("PYTHONPATH", f"{REPO}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+        args = {**ARGS, "device": "0,1", "data": shapes, "project": tmp_path, "name": "two", "cache": "device"}
+        words = ["train", "model=yolo-lat-p", *(f"{key}={value}" for key, value in args.items())]
+        command = [sys.executable, "-m", "yolo_lat", *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert [row[0] for row in epochs(tmp_path, "two")] == ["1", "2"]
+        assert (tmp_path / "two/metrics.json").is_file()
+
+    def test_end_when_one_is_killed(self, shapes, tmp_path) -> None:
+        done = train(shapes, tmp_path, "two", *TORCHRUN, die=4, epochs=2000, device=None)
+        ended = time.time()
+        assert done.returncode != 0
+        assert "error: rank 1 (process " in done.stderr
+        assert ended - (tmp_path / "died").stat().st_mtime < 30

@@ -30,9 +30,8 @@ def study(monkeypatch, tmp_path):
     monkeypatch.setattr(study_sequence.sysconfig, "get_path", lambda name: Path(asyncio.__file__).parent)
     monkeypatch.setitem(study_sequence.SIZES, "small", TINY)
     monkeypatch.setattr(study_sequence, "PREFIXES", 2)
-    out = tmp_path / "study.json"
 
-    def run(*words: str) -> dict:
+    def run(*words: str, out: Path = tmp_path / "study.json") -> dict:
         monkeypatch.setattr(sys, "argv", ["study_sequence.py", "run", str(out), *words])
         study_sequence.main()
         return json.loads(out.read_text())
@@ -58,6 +57,22 @@ def test_a_study_goes_on_where_it_stopped_and_is_drawn(study, tmp_path, monkeypa
     )
     study_sequence.main()
     assert min((tmp_path / name).stat().st_size for name in ("a.png", "b.png")) > 5000
+
+
+def test_records_of_several_processes_are_joined(study, tmp_path, monkeypatch, capsys):
+    parts = [tmp_path / f"{number}.json" for number in range(2)]
+    for part, words in zip(parts, (["--variants", "softmax"], ["--variants", "ela;ela, residual"]), strict=True):
+        study(*words, "--seeds", "0", out=part)
+    out = tmp_path / "all.json"
+    monkeypatch.setattr(sys, "argv", ["study_sequence.py", "join", str(out), *map(str, parts)])
+    study_sequence.main()
+    runs = json.loads(out.read_text())["runs"]
+    assert [run["variant"] for run in runs] == ["ela", "ela, residual", "softmax"]
+    assert runs[2] == json.loads(parts[0].read_text())["runs"][0]
+    monkeypatch.setattr(sys, "argv", ["study_sequence.py", "join", str(out), str(parts[0]), str(parts[0])])
+    with pytest.raises(SystemExit):
+        study_sequence.main()
+    assert "hold a run twice" in capsys.readouterr().err
 
 
 def test_mistakes_of_a_study_take_a_line(study, monkeypatch, capsys):
