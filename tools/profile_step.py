@@ -2,10 +2,11 @@
 
     python tools/profile_step.py OUT.json DATA.yaml IMGSZ BATCH [--models a,b] [--ways a,b] [--steps 20]
 
-The ways are those of throughput.py. Each training has a process of its own. Its second epoch is timed, a step's time
-being the mean, loading included; the last steps of the third are recorded with PyTorch's profiler, which slows the
-host. "busy" is the share of the timed steps in which kernels ran, by the profiler's durations; "waits" are
-synchronisations, calls in which the host stands until the GPU is done; "items" are numbers read from tensors.
+The ways are those of throughput.py. Each training has a process of its own. Its fifth epoch is timed, by when all
+graphs have been captured, a step's time being the mean, loading included; the last steps of the sixth are recorded with
+PyTorch's profiler, which slows the host. "busy" is the share of the timed steps in which kernels ran, by the profiler's
+durations; "waits" are synchronisations, calls in which the host stands until the GPU is done; "items" are numbers read
+from tensors.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import throughput
 WAITS = {"cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize"}
 LAUNCHES = {"cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch"}
 KERNELS_SHOWN = 12
+TIMED, PROFILED = 5, 6  # epochs
 
 
 def main() -> None:
@@ -46,11 +48,11 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace, model: str, way: str, data: str, work: Path) -> dict[str, Any]:
-    """Train for three epochs in a process of its own and return what the profiler saw."""
+    """Train for six epochs in a process of its own and return what the profiler saw."""
     folder = work / f"{model}-{way}"
     folder.mkdir()
     job = {key: getattr(given, key) for key in ("imgsz", "batch", "workers", "device", "steps")}
-    job |= {"model": model, "way": way, "data": data, "epochs": 3, "folder": str(folder)}
+    job |= {"model": model, "way": way, "data": data, "epochs": PROFILED, "folder": str(folder)}
     code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import profile_step as p; p.train({job!r})"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, errors="replace")
     if done.returncode:
@@ -60,7 +62,7 @@ def measure(given: argparse.Namespace, model: str, way: str, data: str, work: Pa
 
 
 def train(job: dict[str, Any]) -> None:
-    """Train as a job says; time the second epoch and profile the last steps of the third."""
+    """Train as a job says; time an epoch and profile the last steps of the next."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
@@ -68,26 +70,38 @@ def train(job: dict[str, Any]) -> None:
     cuda, steps = job["device"] != "cpu", job["steps"]
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]
     profiler = profile(activities=activities)
-    ends: list[float] = []
+    times: list[float] = []
+    seen: list[int] = []  # an entry for each batch of the epoch so far
+
+    def now() -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def start(trainer: Any) -> None:
+        seen.clear()
+        if trainer.epoch + 1 == TIMED:
+            times.append(now())
 
     def step(trainer: Any) -> None:
         batches = len(trainer.train_loader)
-        done = len(ends) + 1
-        if done in (batches, 2 * batches, 3 * batches - steps, 3 * batches) and cuda:
-            torch.cuda.synchronize()
-        ends.append(time.perf_counter())
-        if done == 3 * batches - steps:
+        if steps >= batches:
+            raise SystemExit(f"an epoch has {batches} steps, too few to profile {steps}")
+        seen.append(batches)
+        left = batches - len(seen)
+        if trainer.epoch + 1 == TIMED and not left:
+            times.append((now() - times[0]) / batches)
+        elif trainer.epoch + 1 == PROFILED and left == steps:
+            now()
             profiler.start()
-        elif done == 3 * batches:
+        elif trainer.epoch + 1 == PROFILED and not left:
+            now()
             profiler.stop()
 
+    model.add_callback("on_train_epoch_start", start)
     model.add_callback("on_train_batch_end", step)
     model.train(**options)
-    batches = len(ends) // 3
-    if steps >= batches:
-        raise SystemExit(f"an epoch has {batches} steps, too few to profile {steps}")
-    content = summary(profiler, (ends[2 * batches - 1] - ends[batches - 1]) / batches, steps)
-    Path(job["folder"], "profile.json").write_text(json.dumps(content), encoding="utf-8")
+    Path(job["folder"], "profile.json").write_text(json.dumps(summary(profiler, times[1], steps)), encoding="utf-8")
 
 
 def summary(profiler: Any, seconds: float, steps: int) -> dict[str, Any]:

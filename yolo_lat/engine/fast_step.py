@@ -24,7 +24,8 @@ from yolo_lat.errors import UserError
 from yolo_lat.nn.experts import RoutedFFN, with_balance
 
 INPUTS = ("img", "boxes", "labels", "valid")
-# Eager steps of a kind before it is captured, in which cuDNN chooses its kernels and lazy initialisation happens.
+# Eager steps before the first capture, in which cuDNN chooses its kernels and lazy initialisation happens; the other
+# kinds of steps, of which some come once an epoch, have only their own shapes' choices to make, at the first step.
 WARM_UP_STEPS = 3
 
 
@@ -341,10 +342,10 @@ class TrainStep:
     """Forward, loss and backward of a batch, and every so often the update of parameters and average.
 
     Without `capture` this is Ultralytics' step. With it, each kind of step (shapes of images and boxes, update or not)
-    runs a few times as it is and is a CUDA graph from then on; a batch of another size than the first, the last of an
-    epoch, runs as it is. Gradients then stay where they are and are set to zero after an update. What is a plain number
-    at the capture remains so in the graph: the gains of the losses (`model.args`), weight decay, `max_norm`. After
-    layers were frozen or switched to evaluation, call `forget`; loading the optimizer's state does.
+    runs as it is at first and is a CUDA graph from then on. Gradients then stay where they are and are set to zero
+    after an update. What is a plain number at the capture remains so in the graph: the gains of the losses
+    (`model.args`), weight decay, `max_norm`. After layers were frozen or switched to evaluation, call `forget`; loading
+    the optimizer's state does.
 
     Args:
         model: the model, in training mode; its output goes to `criterion`.
@@ -387,7 +388,6 @@ class TrainStep:
             self._check_capturable()
             self.recorder = GraphRecorder(self.device)
             optimizer.register_load_state_dict_post_hook(lambda _: self.forget())
-        self._batch_size = 0
         self._inputs: dict[tuple[Any, ...], Tensor] = {}
         self._gradients: dict[Tensor, Tensor] = {}
         self._result: Tensor | None = None
@@ -430,12 +430,10 @@ class TrainStep:
     def _step_recorded(self, batch: dict[str, Any], update: bool) -> Tensor:
         assert self.recorder is not None
         self._keep_gradients()
-        size = len(batch["img"])
-        self._batch_size = self._batch_size or size
         kind = (batch["img"].shape, batch["img"].dtype, batch["boxes"].shape, update)
         if kind not in self._graphs:
             self._seen[kind] += 1
-            if size != self._batch_size or self._seen[kind] <= WARM_UP_STEPS:
+            if self._seen[kind] <= (1 if self._graphs else WARM_UP_STEPS):
                 result = self._step_eager(batch, update)
                 self._keep_gradients()
                 return result
