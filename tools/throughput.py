@@ -8,9 +8,10 @@ for example
 
 Ways: `ultralytics` is its own trainer, loop and loader as they are, `ultralytics-ram` the same with cache=ram, `device`
 is cache=device and `device-graph` that with cuda_graph=True. Each training has a process of its own; in every round all
-of them take their turn. An epoch's time runs from one start to the next end of training, loading included, validation
-not; the first epoch and those after the mosaic closed do not count. GPU busy is the mean of what nvidia-smi samples in
-the epochs that count: the share of time in which any kernel ran.
+of them take their turn. An epoch's time runs from its start to that of the next, so loading and checkpoints are in it
+and a loader gains nothing by loading between epochs; nothing is validated. Images a second are those of all epochs but
+the first and last together. GPU busy is the mean of what nvidia-smi samples in these: the share of time in which any
+kernel ran.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import tempfile
 import threading
 import time
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,7 @@ def main() -> None:
                     row = {"model": model, "way": way, "round": number}
                     row |= measure(given, model, way, str(data), Path(work, f"{number}-{model}-{way}"))
                     runs.append(row)
-                    print(json.dumps({k: v for k, v in row.items() if k != "epochs"}), flush=True)
+                    print(json.dumps({k: v for k, v in row.items() if k != "epochs_s"}), flush=True)
                     save(given, runs)
     table(runs)
 
@@ -99,35 +101,34 @@ def measure(given: argparse.Namespace, model: str, way: str, data: str, folder: 
     if status:
         return {"error": (folder / "log").read_text(errors="replace")[-1500:]}
     found = json.loads((folder / "epochs.json").read_text())
-    counted = found["epochs"][1:]
-    within = [share for when, share in busy if any(e["start"] <= when <= e["end"] for e in counted)]
+    starts = found["starts"]
+    within = [share for when, share in busy if starts[1] <= when <= starts[-1]]
     return {
-        "images_per_s": round(statistics.median(found["images"] / (e["end"] - e["start"]) for e in counted), 1),
+        "images_per_s": round(found["images"] * (len(starts) - 2) / (starts[-1] - starts[1]), 1),
         "gpu_busy": round(statistics.mean(within), 3) if within else None,
         "peak_memory_gib": found["peak_memory_gib"],
-        "epochs": [round(e["end"] - e["start"], 4) for e in found["epochs"]],
+        "epochs_s": [round(b - a, 4) for a, b in pairwise(starts)],
     }
 
 
 def train(job: dict[str, Any]) -> None:
-    """Train as a job says and write when its epochs began and ended."""
+    """Train as a job says and write when its epochs began."""
     import torch
 
-    epochs: list[dict[str, float]] = []
+    starts: list[float] = []
     cuda = job["device"] != "cpu"
 
-    def now() -> float:
+    def start(_: Any) -> None:
         if cuda:
             torch.cuda.synchronize()
-        return time.time()
+        starts.append(time.time())
 
     model, options = prepare(job)
-    model.add_callback("on_train_epoch_start", lambda _: epochs.append({"start": now()}))
-    model.add_callback("on_train_epoch_end", lambda _: epochs[-1].update(end=now()))
+    model.add_callback("on_train_epoch_start", start)
     model.train(**options)
     peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else None
     images = len(model.trainer.train_loader.dataset)
-    content = {"epochs": epochs, "images": images, "peak_memory_gib": peak and round(peak, 3)}
+    content = {"starts": starts, "images": images, "peak_memory_gib": peak and round(peak, 3)}
     Path(job["folder"], "epochs.json").write_text(json.dumps(content))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 
 from yolo_lat import YOLOLAT
 from yolo_lat.data.device.loader import flat
+from yolo_lat.engine import loop
 from yolo_lat.engine.train_options import OWN_OPTIONS, logger_names, take_own
 from yolo_lat.engine.trainer import LatTrainer
 from yolo_lat.errors import UserError
@@ -118,7 +120,20 @@ def test_the_best_weights_are_of_an_epoch_that_was_validated(shapes, tmp_path, m
         "on_model_save", lambda t: saved.append((t.epoch, torch.load(t.best, weights_only=False)["epoch"]))
     )
     yolo.train(data=shapes, project=tmp_path, name="run", **QUICK | {"epochs": 4, "val_period": 2})
-    assert [best for _, best in saved[1::2]] == [0, 1, 1, 1]
+    assert saved[1::2] == [(0, 0), (1, 1), (3, 1)]  # epochs that are short and not validated need no checkpoint
+
+
+def test_short_epochs_have_a_checkpoint_every_ten_seconds(shapes, tmp_path, monkeypatch) -> None:
+    """And where it is the first or the last, was validated, or `save_period` asks for one."""
+    saved: list[int] = []
+    clock = SimpleNamespace(seconds=0.0, perf_counter=time.perf_counter, time=time.time)
+    clock.monotonic = lambda: clock.seconds
+    monkeypatch.setattr(loop, "time", clock)
+    yolo = YOLOLAT("yolo-lat-p")
+    yolo.add_callback("on_train_epoch_end", lambda t: setattr(clock, "seconds", clock.seconds + 4))
+    yolo.add_callback("on_model_save", lambda t: saved.append(t.epoch))
+    yolo.train(data=shapes, project=tmp_path, name="run", **QUICK | {"epochs": 9, "val_period": 9, "save_period": 5})
+    assert saved == [0, 3, 5, 8]
 
 
 @pytest.mark.parametrize(

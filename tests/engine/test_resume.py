@@ -23,13 +23,13 @@ SCRIPT = """
 import os, signal, sys
 from yolo_lat import YOLOLAT
 from yolo_lat.engine import loop, trainer
-data, project, cache, workers, place = sys.argv[1:]
+data, project, cache, workers, place, period = sys.argv[1:]
 
 def die(*_):
     os.kill(os.getpid(), signal.SIGKILL)
 
 def in_epoch(trainer):
-    if trainer.last_batch == 5:  # the last of three batches of epoch 2
+    if trainer.last_batch == (5 if period == "1" else 7):  # of three batches an epoch
         die()
 
 model = YOLOLAT("yolo-lat-p")
@@ -48,7 +48,8 @@ elif place == "before the last validation":
 elif place == "after the last validation":
     trainer.pt_to_safetensors = die
 model.train(data=data, project=project, name="run", cache=cache != "False" and cache, workers=int(workers), epochs=3,
-            imgsz=64, batch=9, nbs=18, device="cpu", plots=False, warmup_epochs=1, close_mosaic=1, seed=3)
+            imgsz=64, batch=9, nbs=18, device="cpu", plots=False, warmup_epochs=1, close_mosaic=1, seed=3,
+            val_period=int(period))
 """
 PLACES = (
     "within an epoch",
@@ -59,8 +60,8 @@ PLACES = (
 )
 
 
-def train(data: Path, project: Path, cache: str, workers: int, place: str = "") -> int:
-    command = [sys.executable, "-c", SCRIPT, str(data), str(project), cache, str(workers), place]
+def train(data: Path, project: Path, cache: str, workers: int, place: str = "", period: int = 1) -> int:
+    command = [sys.executable, "-c", SCRIPT, str(data), str(project), cache, str(workers), place, str(period)]
     return subprocess.run(command, check=False, capture_output=True, timeout=300).returncode
 
 
@@ -84,6 +85,20 @@ def whole(shapes, tmp_path_factory):
         return made[cache]
 
     return get
+
+
+def test_a_training_goes_on_from_a_checkpoint_some_epochs_ago(shapes, tmp_path) -> None:
+    """Which is where short epochs are not validated."""
+    for name, place, status in (("whole", "", 0), ("killed", "within an epoch", -signal.SIGKILL)):
+        (tmp_path / name).mkdir()
+        assert train(shapes, tmp_path / name, "device", 0, place, period=3) == status
+    last = tmp_path / "killed/run/weights/last.pt"
+    assert torch.load(last, weights_only=False)["epoch"] == 0
+    assert len((tmp_path / "killed/run/results.csv").read_text().splitlines()) == 3  # names and two epochs
+    YOLOLAT("yolo-lat-p").train(resume=str(last))
+    (weights, rows), (expected, expected_rows) = result(tmp_path / "killed"), result(tmp_path / "whole")
+    assert rows == expected_rows
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize(

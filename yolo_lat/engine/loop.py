@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from yolo_lat.engine.trainer import LatTrainer
 
 _PROGRESS_EVERY = 0.5  # seconds
+_CHECKPOINT_EVERY = 10.0  # seconds, where an epoch is shorter: writing one takes as long as a short epoch
 
 
 class TrainLoop:
@@ -63,6 +64,7 @@ class TrainLoop:
         t.begin_epochs(t.start_epoch)
         self.mosaic_closed = not t.args.close_mosaic
         epoch, t.epoch = t.start_epoch, t.start_epoch - 1
+        self.last_checkpoint = t.epoch, float("-inf")  # its epoch, and when it was written
         if MAIN and t.args.save and not resumed:
             write_state(t, t.wdir)  # else a kill between the first last.pt and its resume.pt would lose the beginning
         while epoch < t.epochs and not t.stop:
@@ -70,6 +72,8 @@ class TrainLoop:
             self._train_epoch()
             if self._finish_epoch():
                 epoch += 1
+        if MAIN and self.last_checkpoint[0] != t.epoch:  # out of time
+            self._write_checkpoint()
         seconds = time.monotonic() - self.began
         LOGGER.info(f"\n{epoch - self.first_epoch} epochs completed in {seconds / 3600:.3f} hours.")
         t.final_eval()
@@ -229,9 +233,8 @@ class TrainLoop:
             metrics = t.metrics if validated else dict.fromkeys(t.metrics, float("nan"))
             t.save_metrics({**t.label_loss_items(t.tloss), **metrics, **t.lr})
             t.stop |= (validated and t.stopper(t.epoch + 1, t.fitness)) or final
-            if (t.args.save or final) and t.save_model():
-                write_state(t, t.wdir)
-                t.run_callbacks("on_model_save")
+            if (t.args.save and self._checkpoint_due(validated)) or final:
+                self._write_checkpoint()
         now = time.monotonic()
         t.epoch_time, t.epoch_time_start = now - t.epoch_time_start, now
         if t.args.time:
@@ -240,6 +243,19 @@ class TrainLoop:
         t._clear_memory(None if t.device.type == "mps" else 0.5)
         t.stop = from_main(bool(t.stop))
         return True
+
+    def _checkpoint_due(self, validated: bool) -> bool:
+        """Whether the epoch's weights may be the best, are asked for, or the last checkpoint is old by now."""
+        t = self.trainer
+        asked = t.args.save_period > 0 and t.epoch % t.args.save_period == 0
+        return validated or asked or time.monotonic() - self.last_checkpoint[1] >= _CHECKPOINT_EVERY
+
+    def _write_checkpoint(self) -> None:
+        t = self.trainer
+        if t.save_model():
+            write_state(t, t.wdir)
+            self.last_checkpoint = t.epoch, time.monotonic()
+            t.run_callbacks("on_model_save")
 
     def _plan_epochs(self, now: float) -> None:
         """Reckon how many epochs fit into `time=` hours, which learning rates then follow."""
