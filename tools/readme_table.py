@@ -1,59 +1,108 @@
-"""Make the README's table of speeds from the recorded benchmarks.
+"""Make the tables of speeds in README.md and docs/speed.md from the recorded benchmarks.
 
-    python tools/readme_table.py                      prints it
-    python tools/readme_table.py --write README.md    puts it between the markers of the file
-    python tools/readme_table.py --check README.md    exits with 1 unless the file has it
+    python tools/readme_table.py            prints them
+    python tools/readme_table.py --write    puts them between the markers of the two files
+    python tools/readme_table.py --check    exits with 1 unless the files have them
 
 Reads docs/results/benchmark-*.json; records of one machine that `yolo-lat benchmark record=` can join are one part.
+docs/speed.md gets every cell, the README those of one size, in the lowest precision that the machine was measured in.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
 from yolo_lat.deploy.benchmark.plan import BOUNDARIES, Cell
-from yolo_lat.deploy.benchmark.record import Measured, Record, differences, read_record, read_records
+from yolo_lat.deploy.benchmark.record import Measured, Record, Result, differences, read_record, read_records
 from yolo_lat.deploy.benchmark.table import heading, ratio_cell, size_cells
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
+SHORT_SIZE = 640  # px, of the README's table
 
 
-def main(words: list[str], results: Path = ROOT / "docs/results") -> None:
-    """Print, write or check the table, as `words` say."""
-    table = make_table(sorted(results.glob("benchmark-*.json")))
+def main(words: list[str], root: Path = ROOT) -> None:
+    """Print, write or check the tables, as `words` say."""
+    files = sorted((root / "docs/results").glob("benchmark-*.json"))
+    if not files:
+        sys.exit(
+            "no docs/results/benchmark-*.json; measure with yolo-lat benchmark json=docs/results/benchmark-NAME.json"
+        )
+    parts = joined(files)
+    tables = {root / "README.md": short_table(parts), root / "docs/speed.md": full_tables(parts)}
     if not words:
-        print(table)
-        return
-    if len(words) != 2 or words[0] not in ("--write", "--check"):
+        print("\n\n".join(tables.values()))
+    elif words in (["--write"], ["--check"]):
+        for file, table in tables.items():
+            put(table, file, words == ["--write"])
+    else:
         sys.exit(__doc__)
-    file = Path(words[1])
+
+
+def put(table: str, file: Path, write: bool) -> None:
+    """Put a table between the markers of a file, or leave with 1 unless it stands there."""
     text = file.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         sys.exit(f"{file}: needs {BEGIN} and {END}, each once, where the table is to be")
     before, _, rest = text.partition(BEGIN)
     updated = f"{before}{BEGIN}\n{table}\n{END}{rest.partition(END)[2]}"
-    if words[0] == "--write":
+    if write:
         file.write_text(updated, encoding="utf-8")
     elif updated != text:
-        sys.exit(f"{file}: its table is not that of the records; run: python tools/readme_table.py --write {file}")
+        sys.exit(f"{file}: its table is not that of the records; run: python tools/readme_table.py --write")
 
 
-def make_table(files: list[Path]) -> str:
+def short_table(parts: list[tuple[Record, list[str]]]) -> str:
+    """Return one table of all machines: a row a model, a column for each batch and boundary of a machine."""
+    reference = parts[0][0].how["references"][0]
+    columns, rows, lines = ["model", "parameters", "GFLOPs", "AP"], dict[str, list[str]](), []
+    for record, _ in parts:
+        cpu = record.machine["device"] == record.machine["cpu"]
+        precisions = {measured.precision for measured in record.cells}
+        precision = "fp16" if "fp16" in precisions else "fp32"
+        place = "CPU" if cpu else record.machine["device"].removeprefix("NVIDIA ").split()[0]
+        lines.append(f"{place}: {heading(record)[0]}; {precision}")
+        for measured in chosen(record, precision):
+            columns.append(f"{place}, batch {measured.batch}, {measured.boundary}")
+            for result in measured.results:
+                sizes = size_cells(record.model(result.model), measured.cell)
+                row = rows.setdefault(result.model, [result.model, *sizes])
+                row += ["-"] * (len(columns) - 1 - len(row)) + [short_cell(result, reference)]
+    for row in rows.values():
+        row += ["-"] * (len(columns) - len(row))
+    content = [columns, ["---"] * len(columns), *rows.values()]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in content)
+    lines = [f"{SHORT_SIZE} px; ms for a whole batch, and how many times faster than {reference}", *lines]
+    return table + "\n\n" + "  \n".join(lines)
+
+
+def chosen(record: Record, precision: str) -> Iterator[Measured]:
+    """Yield what the README shows of a record, smaller batches and `forward` first."""
+    for measured in sorted(record.cells, key=lambda m: (m.batch, BOUNDARIES.index(m.boundary))):
+        if (measured.imgsz, measured.precision) == (SHORT_SIZE, precision):
+            yield measured
+
+
+def short_cell(result: Result, reference: str) -> str:
+    """Return the time and the ratio."""
+    if result.median_ms is None:
+        return "failed"
+    ratio = 1.0 if result.model == reference else result.ratios[reference].median
+    return f"{result.median_ms:.{2 if result.median_ms < 10 else 1}f} ms, {ratio:.2f}x"
+
+
+def full_tables(parts: list[tuple[Record, list[str]]]) -> str:
     """Return the records as Markdown: one table for each machine, size, batch and precision."""
-    if not files:
-        sys.exit(
-            "no docs/results/benchmark-*.json; measure with yolo-lat benchmark json=docs/results/benchmark-NAME.json"
-        )
-    parts = []
-    for record, names in joined(files):
-        parts.append("  \n".join(heading(record)) + "  \nmeasured by " + ", ".join(f"`{c}`" for c in names))
+    texts = []
+    for record, commands in parts:
+        texts.append("  \n".join(heading(record)) + "\n\n```console\n" + "\n".join(commands) + "\n```")
         cells = sorted(record.cells, key=lambda m: (m.imgsz, m.batch, m.precision, m.boundary))
         for _, group in groupby(cells, key=lambda m: (m.imgsz, m.batch, m.precision)):
-            parts.append(markdown(record, list(group)))
-    return "\n\n".join(parts)
+            texts.append(markdown(record, list(group)))
+    return "\n\n".join(texts)
 
 
 def joined(files: list[Path]) -> list[tuple[Record, list[str]]]:

@@ -174,29 +174,53 @@ def test_the_figure_is_a_picture_with_every_model(tmp_path, accuracy):
         draw(record, tmp_path / "b.png")
 
 
-def test_the_readme_table_is_written_and_checked(tmp_path, capsys):
-    results, readme = tmp_path / "results", tmp_path / "README.md"
-    results.mkdir()
+def test_the_tables_of_the_readme_and_of_all_are_written_and_checked(tmp_path, capsys):
+    results, readme, full = tmp_path / "docs/results", tmp_path / "README.md", tmp_path / "docs/speed.md"
+    results.mkdir(parents=True)
     for i, cell in enumerate(make_record().cells):
-        saved(replace(make_record(), cells=[cell], command=f"yolo-lat benchmark {i}"), results / f"benchmark-{i}.json")
-    readme.write_text(f"before\n{readme_table.BEGIN}\nold\n{readme_table.END}\nafter\n")
-    with pytest.raises(SystemExit, match="is not that of the records"):
-        readme_table.main(["--check", str(readme)], results)
-    readme_table.main(["--write", str(readme)], results)
-    readme_table.main(["--check", str(readme)], results)
-    readme_table.main([], results)
-    lines = readme.read_text().splitlines()
-    assert (lines[0], lines[-1]) == ("before", "after")
-    assert "\n".join(lines[2:-2]) == capsys.readouterr().out.rstrip("\n")
-    (row,) = [line for line in lines if line.startswith("| ours |")]
-    assert [cell.strip() for cell in row.strip("|").split("|")] == [
-        *("ours", "0.30 M", "0.40", "0.250"),
-        *("1.000", "4.00 (4.00-4.00)", "3.000", "4.00 (4.00-4.00)"),
-    ]
-    assert any("`yolo-lat benchmark 0`, `yolo-lat benchmark 1`" in line for line in lines)
+        versions = make_record().versions | {"commit": "abcdef"[i] * 40}
+        record = replace(make_record(), cells=[cell], command=f"yolo-lat benchmark {i}", versions=versions)
+        saved(record, results / f"benchmark-{i}.json")
+    for file in (readme, full):
+        file.write_text(f"before\n{readme_table.BEGIN}\nold\n{readme_table.END}\nafter\n")
+    with pytest.raises(SystemExit, match=r"README\.md: its table is not that of the records"):
+        readme_table.main(["--check"], tmp_path)
+    readme_table.main(["--write"], tmp_path)
+    readme_table.main(["--check"], tmp_path)
+    readme_table.main([], tmp_path)
+    printed = []
+    for file in (readme, full):
+        lines = file.read_text().splitlines()
+        assert (lines[0], lines[-1]) == ("before", "after")
+        printed += ["\n".join(lines[2:-2])]
+    assert "\n\n".join(printed) == capsys.readouterr().out.rstrip("\n")
+    rows = [[c.strip() for c in row.strip("|").split("|")] for row in printed[1].splitlines() if "| ours |" in row]
+    sizes = ["ours", "0.30 M", "0.40", "0.250"]
+    assert rows == [[*sizes, "1.000", "4.00 (4.00-4.00)", "3.000", "4.00 (4.00-4.00)"]]
+    assert "\nyolo-lat benchmark 0\nyolo-lat benchmark 1\n" in printed[1]
+    assert "commit aaaaaaaaaaaa and bbbbbbbbbbbb" in printed[1]
     saved(make_record(2.0), results / "benchmark-0.json")
     (results / "benchmark-1.json").unlink()
     with pytest.raises(SystemExit, match="is not that of the records"):
-        readme_table.main(["--check", str(readme)], results)
+        readme_table.main(["--check"], tmp_path)
+    full.write_text("no markers")
     with pytest.raises(SystemExit, match="each once"):
-        readme_table.main(["--check", str(saved(make_record(), tmp_path / "x.md"))], results)
+        readme_table.main(["--write"], tmp_path)
+
+
+def test_the_readme_shows_one_size_and_every_batch_and_boundary(tmp_path):
+    record = make_record()
+    large = [replace(m, imgsz=640) for m in record.cells]
+    record.cells += [*large, *(replace(m, batch=32) for m in large[:1])]
+    table = readme_table.short_table([(record, [])])
+    names, _, *rows = [[c.strip() for c in row.strip("|").split("|")] for row in table.splitlines() if "|" in row]
+    assert names[:4] == ["model", "parameters", "GFLOPs", "AP"]
+    assert [name.partition(", ")[2] for name in names[4:]] == [
+        *("batch 1, forward", "batch 1, pipeline", "batch 32, forward"),
+    ]
+    (ours,) = [row for row in rows if row[0] == "ours"]
+    assert ours[4:] == ["1.00 ms, 4.00x", "3.00 ms, 4.00x", "1.00 ms, 4.00x"]
+
+
+def test_the_tables_are_those_of_the_records():
+    readme_table.main(["--check"])

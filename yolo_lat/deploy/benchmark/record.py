@@ -276,6 +276,9 @@ def read_records(paths: Sequence[str | Path]) -> Record:
                 first.models.append(model)
         first.cells += other.cells
         first.command += f"\n{other.command}"
+        commits = [text for text in (first.versions.get("commit"), other.versions.get("commit")) if text]
+        if commits:
+            first.versions["commit"] = ", ".join(dict.fromkeys(", ".join(commits).split(", ")))
         first.complete &= other.complete
     return first
 

@@ -33,10 +33,12 @@ def heading(record: Record) -> list[str]:
     machine, how, versions = record.machine, record.how, record.versions
     threads = f"{machine['threads']} threads of {machine['cpu']} ({machine['cores']} cores)"
     where = [threads] if machine["device"] == machine["cpu"] else [machine["device"], f"driver {machine['driver']}"]
-    shown = {key: versions[key] for key in ("onnxruntime", "cuda", "torch", "ultralytics", "commit") if key in versions}
+    shown = [f"{key} {versions[key]}" for key in ("onnxruntime", "cuda", "torch", "ultralytics") if key in versions]
+    if commits := versions.get("commit"):
+        shown.append("commit " + " and ".join(commit[:12] for commit in commits.split(", ")))
     dirty = " with changes" if versions.get("dirty") == "yes" else ""
     lines = [
-        f"{', '.join(where)}; {', '.join(f'{key} {value[:12]}' for key, value in shown.items())}{dirty}",
+        f"{', '.join(where)}; {', '.join(shown)}{dirty}",
         f"{how['rounds']} interleaved rounds of {how['runs']} runs, pictures: {how['pictures']}; ratios: reference's "
         "time / model's, median and range over rounds; ms for a whole batch",
     ]
