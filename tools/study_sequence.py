@@ -330,7 +330,7 @@ def draw(args: argparse.Namespace) -> None:
     for number, (name, entries) in enumerate(rows.items()):
         tokens, losses = zip(*mean_curve(entries), strict=True)
         panel.plot(np.array(tokens) / 1e6, losses, ("-", "--", ":")[number // 10 % 3], label=name, color=f"C{number}")
-    panel.set(xlabel="tokens learned from, millions", ylabel="loss on held-out text, nats a token", yscale="log")
+    panel.set(xlabel="tokens learned from, millions", ylabel="loss on held-out text, nats a token")
     panel.legend(fontsize=8)
     figure.savefig(args.figure, dpi=110)
     if args.routing:
