@@ -201,6 +201,14 @@ def test_val_writes_the_evaluation_and_its_figures(detector, run, tmp_path):
     assert metrics.result.error_table().row_count == 6
 
 
+def test_two_validations_that_find_the_same_name_free_have_folders_of_their_own(detector, run, tmp_path, monkeypatch):
+    monkeypatch.setattr(validator, "get_save_dir", lambda args: tmp_path / "val")
+    for _ in range(2):
+        detector.val(data=run.data, project=tmp_path, **VAL)
+    assert sorted(folder.name for folder in tmp_path.iterdir()) == ["val", "val-2"]
+    assert all((tmp_path / name / "metrics.json").is_file() for name in ("val", "val-2"))
+
+
 def test_val_without_plots_draws_nothing(detector, run, tmp_path):
     metrics = detector.val(data=run.data, project=tmp_path, **VAL)
     check_written(tmp_path / "val", metrics, run.best, run.data)

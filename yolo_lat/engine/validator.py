@@ -19,7 +19,7 @@ import torch
 import yaml
 from rich.console import Console
 from torch.utils.data import DataLoader
-from ultralytics.cfg import get_cfg
+from ultralytics.cfg import get_cfg, get_save_dir
 from ultralytics.data.build import build_dataloader, seed_worker
 from ultralytics.engine import validator as ultralytics_validator
 from ultralytics.models.yolo.detect import DetectionValidator
@@ -37,7 +37,7 @@ from yolo_lat.engine.arguments import as_list
 from yolo_lat.engine.evaluate import CocoResult, evaluate_detections, given_data
 from yolo_lat.engine.ranks import MAIN, RANKS, mean_over_ranks, own_share
 from yolo_lat.errors import UserError
-from yolo_lat.unfinished import write_whole
+from yolo_lat.unfinished import new_folder_of_run, write_whole
 
 
 class LatMetrics(DetMetrics):
@@ -122,6 +122,8 @@ class LatValidator(DetectionValidator):
         self.spec = load_dataset(wanted.data)
         # Before the base makes the run folder, which broken data must not leave behind.
         self.split = None if dataloader is not None else read_split(self.spec, wanted.split)
+        if save_dir is None:
+            save_dir = new_folder_of_run(Path(get_save_dir(wanted)), wanted.exist_ok)
         super().__init__(dataloader, save_dir, args, _callbacks)
         self.metrics = LatMetrics()
         # Ultralytics reads the data set's description from a file of its own format.
