@@ -164,7 +164,7 @@ def fuzz(record: Record, folder: Path, executions: int, seed: int) -> None:
         folder.mkdir(parents=True)
         runs = -int(-executions * TARGETS[name].share // total)
         result, log = folder / "result.json", folder / "log"
-        words = [sys.executable, str(HERE / "fault_injection/fuzz.py"), name, str(runs), str(seed), str(result)]
+        words = [sys.executable, "-m", "fault_injection.fuzz", name, str(runs), str(seed), str(result)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(HERE.parent), *sys.path]))}
         with log.open("wb") as stream:
             ended = subprocess.run([*words, str(folder)], stdout=stream, stderr=stream, env=environment, cwd=folder)

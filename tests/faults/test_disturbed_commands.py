@@ -145,4 +145,4 @@ def test_a_moved_folder_and_other_bytes_are_noticed(commands, material, tmp_path
         return place, seconds
 
     monkeypatch.setattr(Killer, "_undisturbed", tampered)
-    assert killer.convert(1).lost == ["another tree, or something left behind"]
+    assert set(killer.convert(1).lost) == {"another tree, or something left behind"}  # of a kill that came too late too

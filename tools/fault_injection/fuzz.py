@@ -1,6 +1,6 @@
 """Fuzz one target, guided by coverage, in a process of its own.
 
-    python fuzz.py TARGET EXECUTIONS SEED RESULT.json FOLDER
+    python -m fault_injection.fuzz TARGET EXECUTIONS SEED RESULT.json FOLDER
 
 needs `atheris`, which runs on Linux. FOLDER is empty and in memory; inputs that reach new code are kept there.
 """
@@ -53,9 +53,8 @@ def main(name: str, executions: int, seed: int, file: Path, folder: Path) -> Non
     import atheris
 
     with atheris.instrument_imports(include=["yolo_lat", "yaml"]):
-        from targets import TARGETS, execute
-
         import yolo_lat  # noqa: F401 - before Ultralytics
+        from fault_injection.targets import TARGETS, execute
 
         target = TARGETS[name]
         (work := folder / "work").mkdir()

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import io
-import json
 import os
-import pickle
 import sys
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from fault_injection import seeds
 
 Run = Callable[[bytes], None]
 LONGEST = 2000  # characters of a message
@@ -163,7 +162,7 @@ def data_yaml(folder: Path) -> Run:
     (folder / "images").mkdir()
     # A YAML may name any folder, and all of a disk may be searched for images.
     module.list_images = lambda _: []  # type: ignore[assignment]
-    (folder / "a.json").write_bytes(_COCO)
+    (folder / "a.json").write_bytes(seeds.COCO)
     file = folder / "data.yaml"
 
     def run(content: bytes) -> None:
@@ -328,7 +327,7 @@ def _archive(content: bytes) -> bytes:
         return content
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as archive:
-        for name, data in {**_storages(), "data.pkl": content}.items():
+        for name, data in {**seeds.storages(), "data.pkl": content}.items():
             archive.writestr(f"archive/{name}", data)
     return stream.getvalue()
 
@@ -369,7 +368,7 @@ def safetensors(folder: Path) -> Run:
     LOGGER.setLevel("CRITICAL")
     file = folder / "a.safetensors"
     load = _watched(lambda _: YOLOLAT(file))
-    weights = _tiny_safetensors()
+    weights = seeds.tiny_safetensors()
     size = int.from_bytes(weights[:8], "little")
 
     def run(content: bytes) -> None:
@@ -404,7 +403,7 @@ def onnx_metadata(folder: Path) -> Run:
     from yolo_lat.deploy import OnnxDetector
 
     file = folder / "a.onnx"
-    model = onnx.load_from_string(_onnx_seeds()[0])
+    model = onnx.load_from_string(seeds.onnx_seeds()[0])
     keys = [entry.key for entry in model.metadata_props] + ["args", "preprocessing", "output"]
 
     def run(content: bytes) -> None:
@@ -531,278 +530,25 @@ def demo_state(folder: Path) -> Run:
     return run
 
 
-# What to begin with
-
-_COCO = json.dumps(
-    {
-        "images": [
-            {"id": 1, "file_name": "a.png", "width": 60, "height": 40},
-            {"id": 2, "file_name": "sub/b.png", "width": 60, "height": 40},
-        ],
-        "annotations": [
-            {"id": 1, "image_id": 1, "category_id": 3, "bbox": [6, 4, 30, 20], "area": 600, "iscrowd": 0},
-            {"id": 2, "image_id": 2, "category_id": 7, "bbox": [0.5, 4, 3e1, 2], "iscrowd": 1},
-        ],
-        "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
-    }
-).encode()
-_VOC = (
-    b"<?xml version='1.0' encoding='utf-8'?>\n<annotation><size><width>60</width><height>40</height></size>\n"
-    b"<object><name>cat</name><difficult>0</difficult><bndbox><xmin>7</xmin><ymin>5</ymin><xmax>36</xmax>"
-    b"<ymax>24</ymax></bndbox></object></annotation>"
-)
-_MODEL = b"""nc: 2
-reg_max: 4
-scales:
-  n: [1.0, 1.0, 64]
-activation: nn.SiLU()
-backbone:
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, Conv, [8, 3, 2]]
-  - [-1, 1, ELABlock, [8, 2, 4]]
-head:
-  - [[1, -1], 1, HyperLink, [8]]
-  - [[-1], 1, LatDetect, [nc]]
-"""
-
-
-def _rows() -> list[bytes]:
-    return [b"0 0.5 0.5 0.25 0.25\n1 0.1 0.1 0.6 0.1 0.6 0.6\n", b"0 .5 .5 1e-3 nan\n", b"\xef\xbb\xbf1 1 1 0 0"]
-
-
-def _voc_seeds() -> list[bytes]:
-    latin = b"<?xml version='1.0' encoding='latin-1'?><!DOCTYPE a [<!ENTITY e 'x'>]><annotation>&e;</annotation>"
-    return [_VOC, latin]
-
-
-def _results() -> list[bytes]:
-    return [b'[{"image_id": 1, "category_id": 3, "bbox": [6, 4, 30, 20], "score": 0.9}]', b"[]"]
-
-
-def _data_yamls() -> list[bytes]:
-    return [
-        b"path: .\ntrain: images\nval: [images]\nnames: [cat, dog]\nnc: 2\n",
-        b"train: images\nval: images\nnames: {0: cat, 1: dog}\nsubset: {train: 1, seed: 2}\n",
-        b"train: images\nval: images\ncoco_json: {train: a.json, val: a.json}\nformat: coco\n",
-        b"train: &a images\nval: *a\nformat: voc\nvoc_first_pixel: 0\ndownload: https://a/b.zip\ntest: images\n",
-    ]
-
-
-def _registries() -> list[bytes]:
-    whole = (
-        b"mine:\n  about: a\n  licence: b\n  size: 1 GB\n  path: mine\n  train: images\n  val: images\n  names: [a]\n"
-    )
-    return [whole, whole + b"part:\n  about: a\n  licence: b\n  size: 1\n  subset_of: mine\n  subset: {train: 5}\n"]
-
-
-def _recipes() -> list[bytes]:
-    return [
-        b"epochs: 3\nlr0: 0.01\noptimizer: SGD\ncache: device\n",
-        b"augmentations:\n- {type: Blur, p: 0.5}\nmosaic: 1.0\namp: false\n",
-    ]
-
-
-def _zones() -> list[bytes]:
-    return [
-        b"lines:\n- name: gate\n  from: [0.1, 0.5]\n  to: [0.9, 0.5]\n",
-        b"polygons:\n- {name: a, points: [[1, 2], [3, 4], [5, 2]]}\n- {name: 1e3, points: [[1, 2], [3, 4], [5, 2]]}\n",
-    ]
-
-
-def _commands() -> list[bytes]:
-    lines = [
-        *("model=yolo-lat-n data=a.yaml epochs=3", "predict = 1 source= a.jpg", "imgsz=[64, 96] classes=(1,2)"),
-        *(
-            "--conf 0.4 --save=True",
-            "a.jpg",
-            "data=coco-subset:train=2,val=5,seed=1",
-            "resume",
-            "runs/a runs/b",
-            "amp=None",
-        ),
-    ]
-    words = [b"\0".join(word.encode() for word in line.split()) for line in lines]
-    return [bytes([number]) + line for number, line in enumerate(words)] + [b"\xffdata\0convert\0data=a"]
-
-
-class _Odd:
-    def __reduce__(self) -> Any:
-        return os.system, ("true",)
-
-
-def _pickles() -> list[bytes]:
-    plain = {"epoch": 3, "format": "yolo-lat training 1", "model": {"a": [1, 2.5, None, "x" * 9, b"\0", (1, True)]}}
-    return [
-        *(pickle.dumps(value, 2) for value in (plain, _Odd(), {"model": _Odd()})),
-        *(_files(archive)["data.pkl"] for archive in _saved()),
-        _saved()[1],
-    ]
-
-
-@cache
-def _saved() -> list[bytes]:
-    """Return an archive of a small checkpoint, and one of tensors."""
-    import torch
-
-    found = []
-    for value in ({"model": _tiny_model(), "train_args": {"imgsz": 64}}, {"a": torch.zeros(3), "epoch": 1}):
-        stream = io.BytesIO()
-        torch.save(value, stream)
-        found.append(stream.getvalue())
-    return found
-
-
-def _files(archive: bytes) -> dict[str, bytes]:
-    """Return the files of an archive of torch by their names below its folder."""
-    with zipfile.ZipFile(io.BytesIO(archive)) as opened:
-        return {name.partition("/")[2]: opened.read(name) for name in opened.namelist()}
-
-
-@cache
-def _storages() -> dict[str, bytes]:
-    """Return the files of the small checkpoint beside its pickle."""
-    return {name: data for name, data in _files(_saved()[0]).items() if name != "data.pkl"}
-
-
-@cache
-def _tiny_model() -> Any:
-    import yaml
-    from ultralytics.utils import DEFAULT_CFG_DICT
-
-    from yolo_lat.nn import LatModel
-
-    model = LatModel({**yaml.safe_load(_MODEL), "scale": "n", "yaml_file": "tiny.yaml"}, verbose=False)
-    model.args = {**DEFAULT_CFG_DICT, "imgsz": 64}
-    model.names, model.task = {0: "cat", 1: "dog"}, "detect"
-    return model
-
-
-@cache
-def _tiny_safetensors() -> bytes:
-    import tempfile
-
-    from yolo_lat.engine.checkpoint import save_safetensors
-
-    with tempfile.TemporaryDirectory() as folder:
-        return save_safetensors(_tiny_model(), Path(folder) / "a.safetensors").read_bytes()
-
-
-def _headers() -> list[bytes]:
-    weights = _tiny_safetensors()
-    header = weights[8 : 8 + int.from_bytes(weights[:8], "little")]
-    short = json.dumps({"__metadata__": json.loads(header)["__metadata__"]}).encode()
-    return [header, short, b"\xff" + weights[:200]]
-
-
-@cache
-def _onnx_seeds() -> list[bytes]:
-    import onnx
-    from onnx import TensorProto, helper
-
-    metadata = {"names": "{0: 'cat', 1: 'dog'}", "stride": "32", "imgsz": "[64, 64]", "task": "detect"}
-    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, (1, 3, 64, 64))
-    result = helper.make_tensor_value_info("output0", TensorProto.FLOAT, (1, 6, 2))
-    output = onnx.numpy_helper.from_array(np.zeros((1, 6, 2), np.float32))
-    outside = helper.make_tensor("w", TensorProto.FLOAT, [1], [1.0])
-    outside.ClearField("float_data")
-    outside.data_location = TensorProto.EXTERNAL
-    outside.external_data.add(key="location", value="../w.bin")
-    seeds = []
-    for weights in ([], [outside]):
-        node = helper.make_node("Constant", [], ["output0"], value=output)
-        graph = helper.make_graph([node], "g", [images], [result], initializer=weights)
-        model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 18)])
-        helper.set_model_props(model, metadata)
-        seeds.append(model.SerializeToString())
-    return seeds
-
-
-def _settings() -> list[bytes]:
-    names = b"{0: 'cat', 1: 'dog'}"
-    return [
-        names + b"\n32\n[64, 64]\ndetect\n{'nms': False}\n",
-        names + b"\n32\n[64, 64]\ndetect\n{}\nuint8-bgr-nhwc\nbest-class",
-    ]
-
-
-def _pictures() -> list[bytes]:
-    from PIL import Image
-
-    image = Image.fromarray(np.arange(12 * 9 * 3, dtype=np.uint8).reshape(9, 12, 3))
-    found = []
-    for form, options in (
-        *(("PNG", {}), ("JPEG", {"quality": 20}), ("BMP", {}), ("WEBP", {}), ("WEBP", {"lossless": True})),
-        *(("TIFF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("GIF", {})),
-    ):
-        stream = io.BytesIO()
-        image.save(stream, form, **options)
-        found.append(stream.getvalue())
-    stream = io.BytesIO()
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image.save(stream, "JPEG", quality=20, exif=exif)
-    return [*found, stream.getvalue()]
-
-
-def _uploads() -> list[bytes]:
-    pictures = _pictures()
-    form = (
-        b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.png"\r\n\r\n' + pictures[0] + b"\r\n--b--\r\n"
-    )
-    return [b"multipart/form-data; boundary=b\n\n" + form, *(b"image/png\n\n" + picture for picture in pictures)]
-
-
-def _records() -> list[bytes]:
-    ratio = {"median": 1.5, "low": 1.4, "high": 1.6, "rounds": [1.4, 1.5, 1.6]}
-    trial = {"setting": "default", "variant": "raw", "median_ms": 2.0}
-    times = {"rounds_ms": [2.0], "median_ms": 2.0, "p5_ms": 1.9, "p95_ms": 2.1}
-    result = {"model": "a", "trials": [trial], "setting": "default", **times, "ratios": {"a": ratio}}
-    content = {
-        "format": "yolo-lat benchmark 1",
-        "protocol": False,
-        "deviations": [],
-        "command": "yolo-lat benchmark models=a",
-        "started": "2026-01-01T00:00:00+00:00",
-        "machine": {"device": "cpu", "cpu": "cpu", "cores": 2, "threads": 2},
-        "versions": {"yolo_lat": "0.1.0", "onnxruntime": "1.21"},
-        "how": {"rounds": 5, "runs": 50, "references": ["a"], "pictures": "2", "settings": [], "search": "every"},
-        "memory": "by difference",
-        "models": [{"name": "a", "source": "a", "weights": "random, seed 0", "accuracy": [], "gflops": {"64": 1.0}}],
-        "cells": [{"imgsz": 64, "batch": 1, "precision": "fp32", "boundary": "forward", "results": [result]}],
-        "complete": True,
-    }
-    return [json.dumps(content).encode()]
-
-
-def _collection_seeds() -> list[bytes]:
-    part = b'{"start": 0, "stop": 1, "images": 1, "failed": 0, "detections": 2, "seconds": 0.5}'
-    return [b'\0{"model": "a", "source": "b"}', b"\1" + part, b"\2PAR1"]
-
-
-def _demo_seeds() -> list[bytes]:
-    part = b'{"frames": 2, "next_frame": 2, "start_s": 0.0, "whole": true, "tracker": null, "faults": {}, "dropped": 0}'
-    return [b'\0{"options": {}, "live": true}', b"\1" + part, b'\2{"frame": 0, "boxes": []}\n']
-
-
 TARGETS: dict[str, Target] = {
-    "YOLO label files": Target(yolo_labels, _rows, 12, 256),
-    "COCO JSON": Target(coco_labels, lambda: [_COCO], 8, 1024),
-    "Pascal VOC XML": Target(voc_labels, _voc_seeds, 12, 512),
-    "COCO results": Target(coco_results, _results, 8, 512),
-    "data YAML": Target(data_yaml, _data_yamls, 4, 256),
-    "registry of data sets": Target(registry_yaml, _registries, 1, 512),
-    "recipe": Target(recipe_yaml, _recipes, 4, 256),
-    "zones": Target(zones_yaml, _zones, 4, 256),
-    "model YAML": Target(model_yaml, lambda: [_MODEL], 3, 512),
-    "command line": Target(command_line, _commands, 12, 512),
-    "checkpoint (.pt)": Target(checkpoint_pt, _pickles, 3, 32768),
-    "state of a training (resume.pt)": Target(resume_pt, _pickles, 6, 4096),
-    "safetensors": Target(safetensors, _headers, 3, 8192),
-    "ONNX file": Target(onnx_file, _onnx_seeds, 8, 1024),
-    "metadata of an ONNX file": Target(onnx_metadata, _settings, 1, 256),
-    "image file": Target(image_file, _pictures, 6, 1024),
-    "upload": Target(upload, _uploads, 6, 1024),
-    "record of a benchmark": Target(benchmark_record, _records, 6, 2048),
-    "state of a collection run": Target(collection_state, _collection_seeds, 4, 1024),
-    "state of a demo run": Target(demo_state, _demo_seeds, 6, 512),
+    "YOLO label files": Target(yolo_labels, seeds.rows, 12, 256),
+    "COCO JSON": Target(coco_labels, lambda: [seeds.COCO], 8, 1024),
+    "Pascal VOC XML": Target(voc_labels, seeds.voc_seeds, 12, 512),
+    "COCO results": Target(coco_results, seeds.results, 8, 512),
+    "data YAML": Target(data_yaml, seeds.data_yamls, 4, 256),
+    "registry of data sets": Target(registry_yaml, seeds.registries, 1, 512),
+    "recipe": Target(recipe_yaml, seeds.recipes, 4, 256),
+    "zones": Target(zones_yaml, seeds.zones, 4, 256),
+    "model YAML": Target(model_yaml, lambda: [seeds.MODEL], 3, 512),
+    "command line": Target(command_line, seeds.commands, 12, 512),
+    "checkpoint (.pt)": Target(checkpoint_pt, seeds.pickles, 3, 32768),
+    "state of a training (resume.pt)": Target(resume_pt, seeds.pickles, 6, 4096),
+    "safetensors": Target(safetensors, seeds.headers, 3, 8192),
+    "ONNX file": Target(onnx_file, seeds.onnx_seeds, 8, 1024),
+    "metadata of an ONNX file": Target(onnx_metadata, seeds.settings, 1, 256),
+    "image file": Target(image_file, seeds.pictures, 6, 1024),
+    "upload": Target(upload, seeds.uploads, 6, 1024),
+    "record of a benchmark": Target(benchmark_record, seeds.records, 6, 2048),
+    "state of a collection run": Target(collection_state, seeds.collection_seeds, 4, 1024),
+    "state of a demo run": Target(demo_state, seeds.demo_seeds, 6, 512),
 }
