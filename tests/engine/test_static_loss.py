@@ -201,16 +201,45 @@ def test_double_precision_is_the_oracle(reg_max):
     assert_equal(single, oracle, tolerance=5e-6)
 
 
+def halved(preds: dict) -> dict:
+    return {k: [v.bfloat16() for v in value] if k == "feats" else value.bfloat16() for k, value in preds.items()}
+
+
 @pytest.mark.parametrize("reg_max", [1, 16])
-def test_autocast_changes_both_alike(reg_max):
+def test_autocast_leaves_the_loss_in_float32(reg_max):
+    """Of the predictions that the network rounded, value and gradients are those without autocast."""
     torch.manual_seed(5)
     stock, static = pair(3, reg_max)
-    preds, batch = predictions(2, 3, reg_max), objects(2, 5, 3)
-    preds = {k: [v.bfloat16() for v in value] if k == "feats" else value.bfloat16() for k, value in preds.items()}
+    preds, batch = halved(predictions(2, 3, reg_max)), objects(2, 5, 3)
     with torch.autocast("cpu", torch.bfloat16):
-        found, expected = evaluate(static, preds, batch), evaluate(stock, preds, listed(batch))
-    assert found[0].dtype == expected[0].dtype == torch.float32
-    assert_equal(found, expected, tolerance=5e-3)
+        found = evaluate(static, preds, batch)
+    widened = {k: v if k == "feats" else v.float() for k, v in preds.items()} | {"feats": predictions(2, 3, 1)["feats"]}
+    expected = evaluate(stock, widened, listed(batch))
+    assert_equal(found[:2], expected[:2])
+    assert_equal(found[2:], expected[2:], tolerance=2**-8)  # gradients are rounded again where the network takes them
+
+
+def test_in_bfloat16_a_box_far_to_the_right_would_move():
+    """As it does where Ultralytics computes under autocast, and not here: sides there lie on multiples of 4 px."""
+    stock, static = pair(1, 1)
+    levels = [torch.zeros(1, 1, 640 // s, 640 // s, dtype=torch.bfloat16) for s in STRIDES]
+    anchors = sum(level[0].numel() for level in levels)
+    distances = torch.full((1, 4, anchors), 1.25, dtype=torch.bfloat16)
+    preds = {"boxes": distances, "scores": torch.zeros(1, 1, anchors, dtype=torch.bfloat16), "feats": levels}
+    near = 8 * 78.5  # the anchor in the last column but one, 1.25 strides from each side of its box
+    batch = {
+        "boxes": torch.tensor([[[near / 640, near / 640, 20 / 640, 20 / 640]]]),
+        "labels": torch.zeros(1, 1, dtype=torch.int64),
+        "valid": torch.ones(1, 1, dtype=torch.bool),
+    }
+    with torch.autocast("cpu", torch.bfloat16):
+        _, loss, _ = static.get_assigned_targets_and_loss(preds, batch)
+        _, other, _ = stock.get_assigned_targets_and_loss(preds, listed(batch))
+    exact = {k: v if k == "feats" else v.float() for k, v in preds.items()}
+    exact["feats"] = [level.float() for level in levels]
+    _, expected, _ = stock.get_assigned_targets_and_loss(exact, listed(batch))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-6)
+    assert (other[0] - expected[0]).abs() > 0.1 * expected[0]
 
 
 @pytest.mark.parametrize("reg_max", [1, 16])

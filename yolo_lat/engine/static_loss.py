@@ -2,12 +2,14 @@
 
 Ultralytics' loss gathers what is assigned before it computes on it; how much that is, only the device knows, so the
 host waits. Here all of it is computed and what is not assigned weighs nothing. Values and gradients are Ultralytics'
-to rounding; its class is the slow twin in the tests.
+in float32 to rounding; its class is the slow twin in the tests. Under autocast Ultralytics computes boxes in what the
+network returns, which is too coarse in bfloat16; here the loss is computed in float32 there too.
 """
 
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -245,10 +247,18 @@ class StaticDetectionLoss(v8DetectionLoss):
         """Return what was assigned, the losses of box, class and distribution with their gains, (3,), and by name.
 
         What was assigned is a tuple: foreground (B, A), rows of the objects (B, A), boxes (B, A, 4) in pixels, anchor
-        centres (A, 2) in strides, and strides (A, 1).
+        centres (A, 2) in strides, and strides (A, 1). All is computed in float32 at least, whatever autocast says: in
+        bfloat16 the right side of a box at 640 px would be rounded to 4 px.
         """
-        scores, distances = preds["scores"], preds["boxes"].permute(0, 2, 1).contiguous()
-        anchor_points, strides, image_size = self._grid(preds["feats"])
+        with _without_autocast(preds["boxes"].device.type):
+            return self._assigned_and_loss(preds, batch, assign_kwargs)
+
+    def _assigned_and_loss(
+        self, preds: dict[str, Any], batch: dict[str, Any], assign_kwargs: dict[str, Any]
+    ) -> tuple[tuple[Tensor, ...], Tensor, dict[str, Tensor]]:
+        dtype = torch.promote_types(preds["boxes"].dtype, torch.float32)
+        scores, distances = preds["scores"].to(dtype), preds["boxes"].to(dtype).permute(0, 2, 1).contiguous()
+        anchor_points, strides, image_size = self._grid(preds["feats"], dtype)
         valid = batch["valid"].unsqueeze(-1)
         gt_bboxes = xywh2xyxy(batch["boxes"].masked_fill(~valid, 0) * image_size.flip(0).repeat(2))
         # Ultralytics knows padding by its zeros, so a box whose corners do not sum to more is none there either.
@@ -285,13 +295,13 @@ class StaticDetectionLoss(v8DetectionLoss):
         named = dict(zip(self.loss_names, loss.detach(), strict=True))
         return (foreground, rows, target_bboxes, anchor_points, strides), loss, named
 
-    def _grid(self, levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    def _grid(self, levels: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         """Return anchor centres (A, 2) in strides, strides (A, 1) and the image's height and width (2,) in pixels.
 
         They are made once for each size, as tensors that autograd may keep, also within a validation. `make_anchors`
         computes the same on the host and copies it; so does a tensor made of a list.
         """
-        like: dict[str, Any] = {"device": levels[0].device, "dtype": levels[0].dtype}
+        like: dict[str, Any] = {"device": levels[0].device, "dtype": dtype}
         sizes = tuple(tuple(level.shape[2:]) for level in levels)
         key = (sizes, *like.values())
         if key not in self._grids:
@@ -309,6 +319,11 @@ class StaticDetectionLoss(v8DetectionLoss):
         for i in range(2):
             image_size[i].fill_(sizes[0][i] * self.assigner.stride[0])
         return torch.cat(points), torch.cat(strides), image_size
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 class StaticE2ELoss(E2ELoss):
