@@ -15,7 +15,7 @@ BLOCK = 256  # anchors of a program
 
 
 @triton.jit
-def _atan(x):
+def atan(x):
     """Return the arc tangent to float32's rounding: Cephes' `atanf`, which brings x to within tan(pi / 8) of zero."""
     size = tl.abs(x)
     far = size > 2.414213562373095
@@ -83,7 +83,7 @@ def compare_kernel(
     apart_y = v1 + v2 - y1 - y2
     diagonal = hull_width * hull_width + hull_height * hull_height + 1e-7
     distance = (apart_x * apart_x + apart_y * apart_y) / 4 / diagonal
-    angle = _atan(other_width / other_height) - _atan(width / height)
+    angle = atan(other_width / other_height) - atan(width / height)
     shape = angle * angle * 0.4052847345693511  # 4 / pi²
     overlap = tl.maximum(iou - (distance + shape * (shape / (1 - iou + shape + 1e-7))), 0.0)
 

@@ -91,7 +91,7 @@ class StaticAssigner(TaskAlignedAssigner):
 
         The last two are 0 outside; overlaps of rows that are no objects are -1, below any object's in a conflict.
         """
-        if pairs_in_one_kernel(boxes.device) and boxes.dtype == gt_bboxes.dtype == torch.float32:
+        if has_kernels(boxes.device) and boxes.dtype == gt_bboxes.dtype == torch.float32:
             from yolo_lat.engine.pairs_triton import compare
 
             grown = float(self.stride_val)
@@ -129,9 +129,18 @@ class StaticAssigner(TaskAlignedAssigner):
 
 
 @cache
-def pairs_in_one_kernel(device: torch.device) -> bool:
-    """Whether objects and anchors are compared by `pairs_triton`: on CUDA devices, where Triton is installed."""
+def has_kernels(device: torch.device) -> bool:
+    """Whether `pairs_triton` and `boxes_triton` take over: on CUDA devices, where Triton is installed."""
     return device.type == "cuda" and find_spec("triton") is not None
+
+
+def _box_kernels(raw: Tensor) -> Any:
+    """Return `boxes_triton` where it takes such predictions, else None."""
+    if not has_kernels(raw.device) or raw.dtype == torch.float64:
+        return None
+    from yolo_lat.engine import boxes_triton
+
+    return boxes_triton
 
 
 def pairwise_ciou(boxes: Tensor, others: Tensor, eps: float = 1e-7) -> Tensor:
@@ -257,17 +266,23 @@ class StaticDetectionLoss(v8DetectionLoss):
         self, preds: dict[str, Any], batch: dict[str, Any], assign_kwargs: dict[str, Any]
     ) -> tuple[tuple[Tensor, ...], Tensor, dict[str, Tensor]]:
         dtype = torch.promote_types(preds["boxes"].dtype, torch.float32)
-        scores, distances = preds["scores"].to(dtype), preds["boxes"].to(dtype).permute(0, 2, 1).contiguous()
+        scores = preds["scores"].to(dtype)
         anchor_points, strides, image_size = self._grid(preds["feats"], dtype)
         valid = batch["valid"].unsqueeze(-1)
         gt_bboxes = xywh2xyxy(batch["boxes"].masked_fill(~valid, 0) * image_size.flip(0).repeat(2))
         # Ultralytics knows padding by its zeros, so a box whose corners do not sum to more is none there either.
         mask_gt = valid & (gt_bboxes.sum(-1, keepdim=True) > 0)
-        pred_bboxes = self.bbox_decode(anchor_points, distances)
+        raw, kernels = preds["boxes"], _box_kernels(preds["boxes"])
+        if kernels is not None:
+            pixels = kernels.decode(raw, anchor_points, strides)
+        else:
+            distances = raw.to(dtype).permute(0, 2, 1).contiguous()
+            pred_bboxes = self.bbox_decode(anchor_points, distances)
+            pixels = (pred_bboxes.detach() * strides).type(gt_bboxes.dtype)
 
         _, target_bboxes, target_scores, foreground, rows = self.assigner(
             scores.detach().sigmoid().transpose(1, 2),
-            (pred_bboxes.detach() * strides).type(gt_bboxes.dtype),
+            pixels,
             anchor_points * strides,
             batch["labels"].unsqueeze(-1),
             gt_bboxes,
@@ -279,17 +294,22 @@ class StaticDetectionLoss(v8DetectionLoss):
         loss_cls = self.bce(scores, target_scores.transpose(1, 2).to(scores.dtype))
         if self.class_weights is not None:
             loss_cls = loss_cls * self.class_weights.transpose(1, 2)
-        loss_box, loss_dfl = self.bbox_loss(
-            distances,
-            pred_bboxes,
-            anchor_points,
-            target_bboxes / strides,
-            target_scores,
-            total,
-            foreground,
-            image_size,
-            strides,
-        )
+        if kernels is not None:
+            weights = target_scores.sum(-1)
+            sums = kernels.BoxLosses.apply(raw, anchor_points, strides, target_bboxes, weights, foreground, image_size)
+            loss_box, loss_dfl = (sums / total).unbind()
+        else:
+            loss_box, loss_dfl = self.bbox_loss(
+                distances,
+                pred_bboxes,
+                anchor_points,
+                target_bboxes / strides,
+                target_scores,
+                total,
+                foreground,
+                image_size,
+                strides,
+            )
         parts = (loss_box * self.hyp.box, loss_cls.sum() / total * self.hyp.cls, loss_dfl * self.hyp.dfl)
         loss = torch.stack(parts)
         named = dict(zip(self.loss_names, loss.detach(), strict=True))
