@@ -9,7 +9,6 @@ network returns, which is too coarse in bfloat16; here the loss is computed in f
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from importlib.util import find_spec
 from typing import Any
@@ -23,6 +22,7 @@ from ultralytics.utils.tal import TaskAlignedAssigner, bbox2dist
 
 from yolo_lat.engine.ranks import RANKS, mean_over_ranks
 from yolo_lat.errors import UserError
+from yolo_lat.nn.precision import without_autocast
 
 # Pairs of object and anchor that are compared at once: temporaries of 16 MB stay in a GPU's cache.
 _PAIRS_AT_ONCE = 4_194_304
@@ -259,7 +259,7 @@ class StaticDetectionLoss(v8DetectionLoss):
         centres (A, 2) in strides, and strides (A, 1). All is computed in float32 at least, whatever autocast says: in
         bfloat16 the right side of a box at 640 px would be rounded to 4 px.
         """
-        with _without_autocast(preds["boxes"].device.type):
+        with without_autocast(preds["boxes"].device.type):
             return self._assigned_and_loss(preds, batch, assign_kwargs)
 
     def _assigned_and_loss(
@@ -339,11 +339,6 @@ class StaticDetectionLoss(v8DetectionLoss):
         for i in range(2):
             image_size[i].fill_(sizes[0][i] * self.assigner.stride[0])
         return torch.cat(points), torch.cat(strides), image_size
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    available = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 class StaticE2ELoss(E2ELoss):

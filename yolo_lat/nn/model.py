@@ -19,6 +19,7 @@ from yolo_lat.nn.complexity import count_gflops, count_parameters
 from yolo_lat.nn.cross_scale import CrossScaleELA
 from yolo_lat.nn.experts import RoutedFFN, with_balance
 from yolo_lat.nn.head import LatDetect
+from yolo_lat.nn.precision import widened, without_autocast
 
 parser.install()
 
@@ -97,8 +98,14 @@ class LatModel(DetectionModel):
         return layers, parameters, gradients, gflops
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the losses of a batch, a sum over its images, that of experts the last, and the others by name."""
-        losses, named = super().loss(batch, preds)
+        """Return the losses of a batch, a sum over its images, that of experts the last, and the others by name.
+
+        They are computed in float32 at least, whatever autocast says of the network.
+        """
+        if preds is None:
+            preds = self.forward(batch["img"])
+        with without_autocast(batch["img"].device.type):
+            losses, named = super().loss(batch, widened(preds))
         return with_balance(losses, self, len(batch["img"])), named
 
     def fuse(self, verbose: bool = True, imgsz: int = 640) -> LatModel:
