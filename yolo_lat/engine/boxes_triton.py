@@ -135,14 +135,12 @@ def _side_loss(raw, of_channel, known, target, scale, BINS: tl.constexpr):
 
 
 @triton.jit
-def _side_gradient(
-    raw, out, of_channel, to_channel, known, wanted, target, scale, by_distance, by_loss, BINS: tl.constexpr
-):
+def _side_gradient(raw, out, of_channel, to, known, target, scale, by_distance, by_loss, BINS: tl.constexpr):
     """Write the gradient of a side's raw values, given those by its distance and by its own loss."""
     if BINS == 1:
         ahead = tl.load(raw, mask=known, other=0.0).to(tl.float32) * scale - target * scale
         sign = (ahead > 0).to(tl.float32) - (ahead < 0).to(tl.float32)
-        tl.store(out, tl.where(wanted, by_distance + by_loss * sign * scale, 0.0).to(out.dtype.element_ty), mask=known)
+        tl.store(out, (by_distance + by_loss * sign * scale).to(out.dtype.element_ty), mask=known)
     else:
         largest, total, moment = _softmax_terms(raw, of_channel, known, BINS)
         mean = moment / total
@@ -152,7 +150,7 @@ def _side_gradient(
             probability = tl.exp(value - largest) / total
             share = tl.maximum(1 - tl.abs(target - k), 0.0)
             slope = by_distance * probability * (k - mean) + by_loss * (probability - share)
-            tl.store(out + k * to_channel, tl.where(wanted, slope, 0.0).to(out.dtype.element_ty), mask=known)
+            tl.store(out + k * to, slope.to(out.dtype.element_ty), mask=known)
 
 
 @triton.jit
@@ -175,72 +173,51 @@ def losses_kernel(
     BLOCK: tl.constexpr,
     BACKWARD: tl.constexpr,
 ):
-    """Write both losses of each anchor (2, B, A), or the gradient (B, 4·BINS, A) given their two `slopes`."""
+    """Write both losses of each anchor (2, B, A), or the foreground's gradient (B, 4·BINS, A) given their `slopes`.
+
+    Of the background nothing is loaded, so that its box is a point, finite like all that is computed of it.
+    """
     sample = tl.program_id(0).to(tl.int64)
     anchor = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    known = anchor < anchors
+    exists = anchor < anchors
     row = sample * anchors + anchor
-    place = raw + sample * of_sample + anchor.to(tl.int64) * of_anchor
-    side = BINS * of_channel
-    wanted = known & (tl.load(foreground + row, mask=known, other=0) != 0)
-    weight = tl.where(wanted, tl.load(weights + row, mask=known, other=0.0), 0.0)
+    known = exists & (tl.load(foreground + row, mask=exists, other=0) != 0)
+    weight = tl.load(weights + row, mask=known, other=0.0)
     x = tl.load(centres + anchor * 2, mask=known, other=0.0)
     y = tl.load(centres + anchor * 2 + 1, mask=known, other=0.0)
     stride = tl.load(strides + anchor, mask=known, other=1.0)
-    # A box in the background may have no height, and infinity times zero is not zero.
-    gx1 = tl.where(wanted, tl.load(targets + row * 4, mask=known, other=0.0) / stride, 0.0)
-    gy1 = tl.where(wanted, tl.load(targets + row * 4 + 1, mask=known, other=0.0) / stride, 0.0)
-    gx2 = tl.where(wanted, tl.load(targets + row * 4 + 2, mask=known, other=0.0) / stride, 1.0)
-    gy2 = tl.where(wanted, tl.load(targets + row * 4 + 3, mask=known, other=0.0) / stride, 1.0)
-    x1 = tl.where(wanted, x - _distance(place, of_channel, known, BINS), 0.0)
-    y1 = tl.where(wanted, y - _distance(place + side, of_channel, known, BINS), 0.0)
-    x2 = tl.where(wanted, x + _distance(place + 2 * side, of_channel, known, BINS), 1.0)
-    y2 = tl.where(wanted, y + _distance(place + 3 * side, of_channel, known, BINS), 1.0)
+    target = targets + row * 4
+    gx1 = tl.load(target, mask=known, other=0.0) / stride
+    gy1 = tl.load(target + 1, mask=known, other=0.0) / stride
+    gx2 = tl.load(target + 2, mask=known, other=0.0) / stride
+    gy2 = tl.load(target + 3, mask=known, other=0.0) / stride
+    left = raw + sample * of_sample + anchor.to(tl.int64) * of_anchor
+    top, right, bottom = left + BINS * of_channel, left + 2 * BINS * of_channel, left + 3 * BINS * of_channel
+    x1 = x - _distance(left, of_channel, known, BINS)
+    y1 = y - _distance(top, of_channel, known, BINS)
+    x2 = x + _distance(right, of_channel, known, BINS)
+    y2 = y + _distance(bottom, of_channel, known, BINS)
     overlap, d_x1, d_y1, d_x2, d_y2 = _overlap(x1, y1, x2, y2, gx1, gy1, gx2, gy2)
-    scale_y, scale_x = stride / tl.load(image_size), stride / tl.load(image_size + 1)
+    high, wide = stride / tl.load(image_size), stride / tl.load(image_size + 1)
     if BACKWARD:
-        by_box = -tl.load(slopes) * weight
-        by_side = tl.load(slopes + 1) * weight / 4
-        out = gradient + sample * 4 * BINS * anchors + anchor
-        to = BINS * anchors
-        _side_gradient(place, out, of_channel, anchors, known, wanted, x - gx1, scale_x, -by_box * d_x1, by_side, BINS)
-        _side_gradient(
-            place + side, out + to, of_channel, anchors, known, wanted, y - gy1, scale_y, -by_box * d_y1, by_side, BINS
-        )
-        _side_gradient(
-            place + 2 * side,
-            out + 2 * to,
-            of_channel,
-            anchors,
-            known,
-            wanted,
-            gx2 - x,
-            scale_x,
-            by_box * d_x2,
-            by_side,
-            BINS,
-        )
-        _side_gradient(
-            place + 3 * side,
-            out + 3 * to,
-            of_channel,
-            anchors,
-            known,
-            wanted,
-            gy2 - y,
-            scale_y,
-            by_box * d_y2,
-            by_side,
-            BINS,
-        )
+        box = -tl.load(slopes) * weight
+        side = tl.load(slopes + 1) * weight / 4
+        out, to = gradient + sample * 4 * BINS * anchors + anchor, anchors
+        _side_gradient(left, out, of_channel, to, known, x - gx1, wide, -box * d_x1, side, BINS)
+        out += BINS * anchors
+        _side_gradient(top, out, of_channel, to, known, y - gy1, high, -box * d_y1, side, BINS)
+        out += BINS * anchors
+        _side_gradient(right, out, of_channel, to, known, gx2 - x, wide, box * d_x2, side, BINS)
+        out += BINS * anchors
+        _side_gradient(bottom, out, of_channel, to, known, gy2 - y, high, box * d_y2, side, BINS)
     else:
-        sides = _side_loss(place, of_channel, known, x - gx1, scale_x, BINS)
-        sides += _side_loss(place + side, of_channel, known, y - gy1, scale_y, BINS)
-        sides += _side_loss(place + 2 * side, of_channel, known, gx2 - x, scale_x, BINS)
-        sides += _side_loss(place + 3 * side, of_channel, known, gy2 - y, scale_y, BINS)
-        tl.store(losses + row, (1 - overlap) * weight, mask=known)
+        sides = _side_loss(left, of_channel, known, x - gx1, wide, BINS)
+        sides += _side_loss(top, of_channel, known, y - gy1, high, BINS)
+        sides += _side_loss(right, of_channel, known, gx2 - x, wide, BINS)
+        sides += _side_loss(bottom, of_channel, known, gy2 - y, high, BINS)
+        tl.store(losses + row, (1 - overlap) * weight, mask=exists)
         second = losses + tl.num_programs(0).to(tl.int64) * anchors + row
-        tl.store(second, tl.where(wanted, sides, 0.0) * weight / 4, mask=known)
+        tl.store(second, sides * weight / 4, mask=exists)
 
 
 def decode(raw: Tensor, centres: Tensor, strides: Tensor) -> Tensor:
@@ -296,7 +273,7 @@ class BoxLosses(torch.autograd.Function):
         """Return the gradient of the predictions."""
         arguments = ctx.saved_tensors
         raw = arguments[0]
-        gradient = torch.empty(raw.shape, dtype=raw.dtype, device=raw.device)
+        gradient = torch.zeros(raw.shape, dtype=raw.dtype, device=raw.device)
         _launch(arguments, gradient, slopes[0].float().contiguous(), gradient, backward=True)
         return gradient, *[None] * 6
 
