@@ -41,6 +41,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=1)
     given = parser.parse_args()
+    if given.epochs < 3:
+        parser.error(f"--epochs {given.epochs}: the first and the last do not count; give 3 or more")
     with tempfile.TemporaryDirectory() as work:
         stock = Path(work, "stock")
         from yolo_lat.data.convert import convert

@@ -123,17 +123,33 @@ def test_the_best_weights_are_of_an_epoch_that_was_validated(shapes, tmp_path, m
     assert saved[1::2] == [(0, 0), (1, 1), (3, 1)]  # epochs that are short and not validated need no checkpoint
 
 
-def test_short_epochs_have_a_checkpoint_every_ten_seconds(shapes, tmp_path, monkeypatch) -> None:
+@pytest.fixture
+def saved(monkeypatch):
+    """Train with epochs that take given seconds, and return which of them had a checkpoint."""
+
+    def run(shapes, project, seconds, **options) -> list[int]:
+        found: list[int] = []
+        clock = SimpleNamespace(seconds=0.0, perf_counter=time.perf_counter, time=time.time)
+        clock.monotonic = lambda: clock.seconds
+        monkeypatch.setattr(loop, "time", clock)
+        yolo = YOLOLAT("yolo-lat-p")
+        yolo.add_callback("on_train_epoch_end", lambda t: setattr(clock, "seconds", clock.seconds + seconds[t.epoch]))
+        yolo.add_callback("on_model_save", lambda t: found.append(t.epoch))
+        yolo.train(data=shapes, project=project, name="run", **QUICK | options)
+        return found
+
+    return run
+
+
+def test_short_epochs_have_a_checkpoint_every_ten_seconds(shapes, tmp_path, saved) -> None:
     """And where it is the first or the last, was validated, or `save_period` asks for one."""
-    saved: list[int] = []
-    clock = SimpleNamespace(seconds=0.0, perf_counter=time.perf_counter, time=time.time)
-    clock.monotonic = lambda: clock.seconds
-    monkeypatch.setattr(loop, "time", clock)
-    yolo = YOLOLAT("yolo-lat-p")
-    yolo.add_callback("on_train_epoch_end", lambda t: setattr(clock, "seconds", clock.seconds + 4))
-    yolo.add_callback("on_model_save", lambda t: saved.append(t.epoch))
-    yolo.train(data=shapes, project=tmp_path, name="run", **QUICK | {"epochs": 9, "val_period": 9, "save_period": 5})
-    assert saved == [0, 3, 5, 8]
+    assert saved(shapes, tmp_path, [4] * 9, epochs=9, val_period=9, save_period=5) == [0, 3, 5, 8]
+
+
+def test_a_training_that_runs_out_of_time_has_a_checkpoint_of_its_end(shapes, tmp_path, saved) -> None:
+    assert saved(shapes, tmp_path, [1, 1, 3], epochs=9, val_period=9, time=3.5 / 3600) == [0, 2]
+    assert torch.load(tmp_path / "run/weights/last.pt", weights_only=False)["epoch"] == -1  # finished
+    assert [row["epoch"] for row in rows(tmp_path)] == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize(
