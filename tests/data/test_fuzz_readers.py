@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,30 +14,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools"))
+from fault_injection import seeds
+
 from yolo_lat.data.faults import Fault
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import load_dataset
 from yolo_lat.errors import UserError
 
-WHOLE = {
-    "yolo": b"0 0.5 0.5 0.25 0.25\n1 0.1 0.1 0.6 0.1 0.6 0.6\n",
-    "coco": json.dumps(
-        {
-            "images": [
-                {"id": 1, "file_name": "a.png", "width": 60, "height": 40},
-                {"id": 2, "file_name": "sub/b.png", "width": 60, "height": 40},
-            ],
-            "annotations": [
-                {"id": 1, "image_id": 1, "category_id": 3, "bbox": [6, 4, 30, 20], "area": 600, "iscrowd": 0},
-                {"id": 2, "image_id": 2, "category_id": 7, "bbox": [0.5, 4, 3e1, 2], "iscrowd": 1},
-            ],
-            "categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "dog"}],
-        }
-    ).encode(),
-    "voc": b"<?xml version='1.0' encoding='utf-8'?>\n<annotation><size><width>60</width><height>40</height></size>\n"
-    b"<object><name>cat</name><difficult>0</difficult><bndbox><xmin>7</xmin><ymin>5</ymin><xmax>36</xmax>"
-    b"<ymax>24</ymax></bndbox></object></annotation>",
-}
+WHOLE = {"yolo": seeds.rows()[0], "coco": seeds.COCO, "voc": seeds.voc_seeds()[0]}
 FILES = {"yolo": "labels/a.txt", "coco": "coco.json", "voc": "Annotations/a.xml"}
 KEYS = {"yolo": {}, "coco": {"coco_json": {"train": "coco.json", "val": "coco.json"}}, "voc": {"format": "voc"}}
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))  # more of them is a matter of patience
