@@ -1,6 +1,6 @@
 """Run a study: many trainings that differ in one thing, several at once, over as many sittings as it takes.
 
-    python tools/study.py run STUDY.yaml STATE DATA [--seconds 540] [--at-once 4] [--devices 0,1]
+    python tools/study.py run STUDY.yaml STATE DATA [--seconds 540] [--at-once 4] [--devices 0,1] [--commit COMMIT]
     python tools/study.py collect STUDY.yaml STATE docs/results/study-NAME.json [--latency BENCHMARK.json]
     python tools/study.py draw docs/results/study-NAME.json docs/images
     python tools/study.py table docs/results/study-NAME.json
@@ -46,7 +46,7 @@ from typing import Any
 import yaml
 from recipe_runs import write_data_yaml
 from study_models import write_model
-from study_record import describe_run, make_record, markdown_table, print_table, save_record
+from study_record import describe_run, git_commit, make_record, markdown_table, print_table, save_record, size_of
 
 from yolo_lat.errors import UserError
 
@@ -108,6 +108,7 @@ def main() -> None:
     run.add_argument("--at-once", type=int, default=4)
     run.add_argument("--devices", default="0", help="GPU indices with commas between, or cpu")
     run.add_argument("--only", default="", help="words that a run's name must have one of, with commas between")
+    run.add_argument("--commit", help="of the code, where git does not tell it")
     collect.add_argument("out", type=Path)
     collect.add_argument("--latency", type=Path, nargs="+", default=[], help="records of yolo-lat benchmark")
     for mode in (draw, table):
@@ -240,7 +241,9 @@ def finish(run: Run, given: argparse.Namespace, status: int, seconds: float) -> 
     content = {
         "coco": numbers,
         "epochs": epochs_done(folder),
+        **size_of(train / "weights/best.safetensors", run.options["imgsz"]),
         "gpu": gpu_name(),
+        "commit": given.commit or git_commit(),
         "at_once": given.at_once,
         "seconds_of_last_sitting": round(seconds),
     }
@@ -268,7 +271,7 @@ def write_results(runs: list[Run], given: argparse.Namespace) -> None:
         row: dict[str, Any] = {"run": run.row[0], "data": run.row[1], "seed": run.options["seed"]}
         row["options"] = run.options
         row |= {key: value for key, value in (("change", run.change), ("against", run.against)) if value}
-        rows.append(row | describe_run(run.folder(given.state), run.options["imgsz"]))
+        rows.append(row | describe_run(run.folder(given.state)))
     record = make_record(f"python tools/study.py run {given.study} STATE DATA", rows, given.latency)
     save_record(record, given.out)
     print_table(rows)

@@ -29,7 +29,7 @@ def make_record(command: str, rows: list[dict[str, Any]], latency: list[Path]) -
         join_latency(rows, json.loads(file.read_text(encoding="utf-8")), file.name)
     return {
         "command": command,
-        "commit": _output(["git", "rev-parse", "HEAD"]),
+        "commit": git_commit(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("torch", "ultralytics", "pycocotools", "numpy")},
         "latency": [file.name for file in latency],
@@ -45,20 +45,19 @@ def save_record(record: dict[str, Any], file: Path) -> None:
     file.write_text(text + "\n", encoding="utf-8")
 
 
-def describe_run(folder: Path, imgsz: int) -> dict[str, Any]:
+def describe_run(folder: Path) -> dict[str, Any]:
     """Return what the folder of a run tells, with what is not there left out.
 
     Returns:
-        Of a finished run the content of done.json, `parameters` and `gflops` of the deployed model at the training's
-        size. Of any run with a results.csv `curve`, pairs of epoch and AP, `epochs_to_90`, and `images_per_s`, the
-        median over the epochs after the first. Of a run that is not finished `unfinished`.
+        Of a finished run the content of done.json. Of any run with a results.csv `curve`, pairs of epoch and AP,
+        `epochs_to_90`, and `images_per_s`, the median over the epochs after the first. Of a run that is not finished
+        `unfinished`.
     """
     row: dict[str, Any] = {}
     epochs = read_results(folder / "train/results.csv")
     done = folder / "done.json"
     if done.is_file():
         row |= json.loads(done.read_text(encoding="utf-8"))
-        row |= size_of(folder / "train/weights/best.safetensors", imgsz)
     else:
         row["unfinished"] = f"{len(epochs)} epochs"
     curve = [(int(e["epoch"]), round(e[AP_COLUMN], 5)) for e in epochs if math.isfinite(e.get(AP_COLUMN, math.nan))]
@@ -88,9 +87,7 @@ def epochs_to(curve: list[tuple[int, float]], share: float) -> int:
 
 
 def size_of(weights: Path, imgsz: int) -> dict[str, Any]:
-    """Return parameters and GFLOPs of the deployed model, nothing if its weights are not there."""
-    if not weights.is_file():
-        return {}
+    """Return `parameters` and `gflops` of the deployed model that weights belong to."""
     from yolo_lat.engine.checkpoint import load_safetensors
     from yolo_lat.engine.table import count_deployed
 
@@ -213,6 +210,7 @@ def _cell(found: list[dict[str, Any]], column: str) -> str:
     return f"{value:.2f}" if column == "gflops" else f"{value:,.0f}"
 
 
-def _output(command: list[str]) -> str | None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+def git_commit() -> str | None:
+    """Return the commit of the working copy, None where git does not tell it."""
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return done.stdout.strip() or None

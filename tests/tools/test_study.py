@@ -157,7 +157,7 @@ def test_a_run_is_described_by_its_folder(tmp_path) -> None:
     (train / "results.csv").write_text(
         "epoch, metrics/mAP50-95(B), speed/images_per_s\n1, nan, 10\n2, 0.5, 400\n3, nan, 600\n4, 0.52, 500\n"
     )
-    assert study_record.describe_run(tmp_path, 64) == {
+    assert study_record.describe_run(tmp_path) == {
         "unfinished": "4 epochs",
         "curve": [(2, 0.5), (4, 0.52)],
         "epochs_to_90": 2,
@@ -166,13 +166,15 @@ def test_a_run_is_described_by_its_folder(tmp_path) -> None:
     model = LatModel(load_model_yaml("yolo-lat-p"), nc=3, verbose=False)
     model.args = {}
     save_safetensors(model, train / "weights/best.safetensors")
-    (tmp_path / "done.json").write_text(json.dumps({"coco": coco(0.52)}))
-    found = study_record.describe_run(tmp_path, 64)
+    size = study_record.size_of(train / "weights/best.safetensors", 64)
     model.deploy()
-    assert found["parameters"] == count_parameters(model)
-    assert found["gflops"] == pytest.approx(count_gflops(model, 64), abs=1e-4)
+    assert size["parameters"] == count_parameters(model)
+    assert size["gflops"] == pytest.approx(count_gflops(model, 64), abs=1e-4)
+    (tmp_path / "done.json").write_text(json.dumps({"coco": coco(0.52), **size}))
+    found = study_record.describe_run(tmp_path)
+    assert found["parameters"] == size["parameters"]
     assert "unfinished" not in found
-    assert study_record.describe_run(tmp_path / "none", 64) == {"unfinished": "0 epochs"}
+    assert study_record.describe_run(tmp_path / "none") == {"unfinished": "0 epochs"}
 
 
 def test_a_record_has_a_line_for_each_run_and_comes_back(tmp_path) -> None:
@@ -268,7 +270,14 @@ def test_a_study_runs_stops_goes_on_and_is_collected(tmp_path, shapes, capsys) -
         runs={"base": {}, "none": {"change": {"rows.10.3.3": {"attention": "none"}}}},
     )
     given = argparse.Namespace(
-        study=file, state=tmp_path / "state", data=shapes.parent.parent, seconds=600, at_once=1, devices="cpu", only=""
+        study=file,
+        state=tmp_path / "state",
+        data=shapes.parent.parent,
+        seconds=600,
+        at_once=1,
+        devices="cpu",
+        only="",
+        commit="abc",
     )
     runs = study.read_study(file)
     study.carry_out(runs, given)
