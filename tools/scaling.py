@@ -6,10 +6,11 @@ for example
 
     python tools/scaling.py docs/results/scaling-h100.json voc12.yaml 320 128 --processes 1,2
 
-Every process has a GPU, or with `--device cpu` a share of the cores. BATCH is that of one process. Three kinds of runs
-take turns: `speed` has BATCH in each process, with cache=device; `host` and `sync` have BATCH in all of them together
-and draw the samples of one process, so that they should learn the same, `sync` with sync_bn, on GPUs. Images a second
-are results.csv's, the median of all epochs but the first, without validation; curves are its training losses.
+Every process has a GPU, or with `--device cpu` a share of the cores. BATCH is that of one process. The kinds of runs
+take turns: `graph` has BATCH in each process, with cache=device and cuda_graph, `speed` the same without graphs; `host`
+and `sync` have BATCH in all of them together and draw the samples of one process, so that they should learn the same,
+`sync` with sync_bn. `graph` and `sync` are for GPUs. Images a second are results.csv's, the median of all epochs but
+the first, without validation; curves are its training losses.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from rich.console import Console
 from rich.table import Table
 from throughput import make_parser, save
 
-KINDS = ("speed", "host", "sync")
+KINDS = ("graph", "speed", "host", "sync")
+ON_DEVICE = {"graph", "speed"}
 
 
 def main() -> None:
@@ -59,14 +61,15 @@ def measure(given: argparse.Namespace, model: str, kind: str, processes: int, fo
         "model": model,
         "data": given.data,
         "imgsz": given.imgsz,
-        "batch": given.batch * (processes if kind == "speed" else 1),
+        "batch": given.batch * (processes if kind in ON_DEVICE else 1),
         "epochs": given.epochs,
         "workers": max(given.workers // processes, 1),
         "project": folder,
         "name": "run",
         "val_period": given.epochs,
         "plots": False,
-        "cache": "device" if kind == "speed" else "ram",
+        "cache": "device" if kind in ON_DEVICE else "ram",
+        "cuda_graph": kind == "graph",
         "sync_bn": kind == "sync" and processes > 1,
     }
     if given.device == "cpu":
@@ -95,7 +98,7 @@ def show(runs: list[dict[str, Any]]) -> None:
         )
         speed = statistics.median(run["images_per_s"] for run in own)
         ratio = speed / statistics.median(run["images_per_s"] for run in one) if one else None
-        far = difference(own[0]["losses"], one[0]["losses"]) if one and kind != "speed" else None
+        far = difference(own[0]["losses"], one[0]["losses"]) if one and kind not in ON_DEVICE else None
         cells = (f"{speed:.0f}", f"{ratio:.2f}" if ratio else "-", f"{far:.2%}" if far is not None else "-")
         table.add_row(model, kind, str(processes), *cells)
     for run in runs:

@@ -449,7 +449,10 @@ def no_waits():
 @pytest.mark.parametrize("optimizer", ["SGD", "MuSGD", "AdamW"])
 @pytest.mark.parametrize("name", ["yolo-lat-p", "yolov8n.yaml", "yolo26n.yaml"])
 def test_captured_steps_are_the_eager_ones(name, optimizer):
-    """Kernels may add in another order from run to run, hence 1e-5 after 25 steps in float64."""
+    """Kernels may add in another order from run to run, and 25 steps in float64 make that 1e-5.
+
+    With AdamW, which divides by a gradient's size, and MuSGD, which computes in bfloat16, they make it 1e-4.
+    """
     rounds = WARM_UP_STEPS + 3
     data = batches("cuda", 8, 16, 8, 16, size=96) * rounds
     data[9:9] = batches("cuda", 8, batch=1, size=96)
@@ -458,10 +461,11 @@ def test_captured_steps_are_the_eager_ones(name, optimizer):
     ema, losses, _ = fast_steps(eager, optimizer, data, updates, capture=False)
     other_ema, other_losses, train = fast_steps(captured, optimizer, data, updates, capture=True)
     assert len(train._graphs) >= 2
+    bounds = {"rtol": 1e-5, "atol": 1e-6} if optimizer == "SGD" else {"rtol": 1e-3, "atol": 1e-4}
     for found, expected in zip(other_losses, losses, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert_same_state(captured, eager, rtol=1e-5, atol=1e-6)
-    assert_same_state(other_ema.ema, ema.ema, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found, expected, **bounds)
+    assert_same_state(captured, eager, **bounds)
+    assert_same_state(other_ema.ema, ema.ema, **bounds)
 
 
 @pytest.mark.gpu

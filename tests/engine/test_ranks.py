@@ -182,7 +182,6 @@ class TestRefusals:
             ({"batch": 9}, r"^batch=9: cannot be divided among 2 processes; use 8 or 10$"),
             ({"batch": -1}, r"^batch=-1: cannot be divided among 2 processes; use 2 or 4$"),
             ({"sync_bn": True}, r"^sync_bn=True: torch has it for GPUs alone; drop it, or train on GPUs$"),
-            ({"cuda_graph": True}, r"^cuda_graph=True: is for one process, and 2 train; drop it$"),
             ({"rect": True}, r"^rect=True: is for one process, and 2 train; drop it$"),
         ],
     )
@@ -190,6 +189,10 @@ class TestRefusals:
         args = {"batch": 8, "sync_bn": False, "cuda_graph": False, "rect": False, "compile": False}
         with pytest.raises(UserError, match=message):
             check_several(SimpleNamespace(**(args | {"distill_model": None} | changes)), 2, False)
+
+    def test_graphs_of_synchronized_statistics(self) -> None:
+        with pytest.raises(UserError, match=r"^sync_bn=True: its messages cannot be captured; drop it, or cuda_graph$"):
+            check_several(SimpleNamespace(batch=8, sync_bn=True, cuda_graph=True), 2, True)
 
     def test_synchronized_statistics_of_one_process(self, shapes, tmp_path) -> None:
         with pytest.raises(UserError, match=r"^sync_bn=True: is for several GPUs"):
@@ -240,7 +243,7 @@ def test_padding_is_undone_by_flat(counts, seed) -> None:
 
 
 WATCHED = """
-import sys, time
+import os, sys, time
 from yolo_lat.engine.rank_watch import RankWatch
 rank, ranks, folder, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
 def from_main(value):
@@ -254,6 +257,10 @@ def from_main(value):
     return json.loads(place.read_text())
 watch = RankWatch(rank, ranks, rank == 0, "localhost", from_main)
 watch.hint = "; go on"
+if what == "fork" and os.fork() == 0:
+    os.closerange(0, 3)
+    time.sleep(30)
+    os._exit(0)
 print("watching", flush=True)
 sys.stdin.readline()
 if what == "close":
@@ -294,6 +301,12 @@ class TestRankWatch:
         name = f"rank {victim} (process {processes[victim].pid} on {socket.gethostname()})"
         assert f"yolo-lat: error: {name} has ended before the training; go on\n" in said
         assert sum(map(len, said)) < 250  # once
+
+    def test_is_not_deceived_by_processes_of_one_that_ended(self, start) -> None:
+        processes = start(2, "fork")
+        processes[1].send_signal(signal.SIGKILL)
+        assert processes[0].wait(10) == 1
+        assert "error: rank 1 (process " in processes[0].stderr.read()
 
     def test_is_silent_when_all_are_done(self, start) -> None:
         processes = start(3, "close")
@@ -364,6 +377,16 @@ class TestTwoGpus:
         shares = [set((tmp_path / f"two-{rank}.images").read_text().splitlines()) for rank in (0, 1)]
         assert [len(share) for share in shares] == [12, 12]
         assert not shares[0] & shares[1]
+
+    def test_capture_their_steps_with_the_messages_in_them(self, run, tmp_path, monkeypatch) -> None:
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+        options = {"weights": str(run.safetensors), "cache": "device", "epochs": 8, "val_period": 8, **self.TWO}
+        for name, captured in (("launched", False), ("captured", True)):
+            done = train(run.data, tmp_path, name, *TORCHRUN, cuda_graph=captured, **options)
+            assert done.returncode == 0, done.stderr[-3000:]
+        found = losses(tmp_path, "captured")
+        assert torch.equal(found, losses(tmp_path, "captured", 1))
+        torch.testing.assert_close(found, losses(tmp_path, "launched"), rtol=5e-3, atol=1e-4)
 
     def test_are_started_by_their_numbers(self, shapes, tmp_path, monkeypatch) -> None:
         monkeypatch.setenv("PYTHONPATH", f"{REPO}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")

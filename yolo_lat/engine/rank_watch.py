@@ -66,6 +66,7 @@ class RankWatch:
                         self._add(peer, int(number))
                     else:
                         peer.close()
+        os.register_at_fork(after_in_child=self._let_go)
         threading.Thread(target=self._watch, name="rank watch", daemon=True).start()
 
     def close(self) -> None:
@@ -77,6 +78,11 @@ class RankWatch:
         """End the other processes without a word, as the user has been told by this one."""
         self._closing = True
         self._say(_TOLD)
+
+    def _let_go(self) -> None:
+        """Close the connections in a forked process, a data loader's worker say: open ones would outlive this one."""
+        for peer in self._peers:
+            peer.close()
 
     def _say(self, message: bytes, but: str = "") -> None:
         for peer, number in self._peers.items():

@@ -52,6 +52,8 @@ def join(device: Any) -> torch.device | None:
     if not dist.is_initialized():
         if mine.type == "cuda":
             torch.cuda.set_device(mine)
+            # To register the memory of a CUDA graph all processes would have to replay it for the first time at once.
+            os.environ.setdefault("NCCL_GRAPH_REGISTER", "0")
         # What is no tensor of the GPU travels by gloo.
         backend = "cpu:gloo,cuda:nccl" if mine.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=_fresh_store(), rank=RANK, world_size=RANKS, timeout=_PATIENCE)

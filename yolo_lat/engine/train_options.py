@@ -107,6 +107,8 @@ def check_several(args: Any, ranks: int, gpu: bool) -> None:
         raise UserError(f"batch={args.batch}: cannot be divided among {ranks} processes; use {near} or {near + ranks}")
     if args.sync_bn and not gpu:
         raise UserError("sync_bn=True: torch has it for GPUs alone; drop it, or train on GPUs")
-    for name in ("cuda_graph", "rect", "compile", "distill_model"):
+    if args.sync_bn and args.cuda_graph:
+        raise UserError("sync_bn=True: its messages cannot be captured; drop it, or cuda_graph")
+    for name in ("rect", "compile", "distill_model"):
         if getattr(args, name):
             raise UserError(f"{name}={getattr(args, name)}: is for one process, and {ranks} train; drop it")

@@ -286,6 +286,8 @@ class LatTrainer(DetectionTrainer):
         TrainLoop(self).run()
         if MAIN:
             launch.finish(self.save_dir)
+        if self.fast is not None:
+            self.fast.forget()  # graphs hold messages to other processes
         ranks.leave()
 
     def train_step(self, batch: dict[str, Any], update: bool) -> dict[str, torch.Tensor]:
