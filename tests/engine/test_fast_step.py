@@ -446,12 +446,15 @@ def no_waits():
 @pytest.mark.gpu
 @needs_cuda
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("optimizer", ["SGD", "MuSGD", "AdamW"])
-@pytest.mark.parametrize("name", ["yolo-lat-p", "yolov8n.yaml", "yolo26n.yaml"])
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [*(("yolo-lat-p", name) for name in ("SGD", "MuSGD", "AdamW")), ("yolov8n.yaml", "SGD"), ("yolo26n.yaml", "SGD")],
+)
 def test_captured_steps_are_the_eager_ones(name, optimizer):
-    """Kernels may add in another order from run to run, and 25 steps in float64 make that 1e-5.
+    """Kernels may add in another order from run to run, hence 1e-5 after 25 steps in float64.
 
-    With AdamW, which divides by a gradient's size, and MuSGD, which computes in bfloat16, they make it 1e-4.
+    With MuSGD and AdamW the large models are chaotic here: weights that differ by 1e-15 at first give losses that
+    differ by 0.2 and 0.02 in the last steps, on a CPU too. Those of p differ by less than 1e-9.
     """
     rounds = WARM_UP_STEPS + 3
     data = batches("cuda", 8, 16, 8, 16, size=96) * rounds
@@ -461,11 +464,10 @@ def test_captured_steps_are_the_eager_ones(name, optimizer):
     ema, losses, _ = fast_steps(eager, optimizer, data, updates, capture=False)
     other_ema, other_losses, train = fast_steps(captured, optimizer, data, updates, capture=True)
     assert len(train._graphs) >= 2
-    bounds = {"rtol": 1e-5, "atol": 1e-6} if optimizer == "SGD" else {"rtol": 1e-3, "atol": 1e-4}
     for found, expected in zip(other_losses, losses, strict=True):
-        torch.testing.assert_close(found, expected, **bounds)
-    assert_same_state(captured, eager, **bounds)
-    assert_same_state(other_ema.ema, ema.ema, **bounds)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert_same_state(captured, eager, rtol=1e-5, atol=1e-6)
+    assert_same_state(other_ema.ema, ema.ema, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.gpu

@@ -113,10 +113,16 @@ class Runner:
         """Run without a graph to learn the shapes of open outputs, fix those, and run until the graph is captured."""
         try:
             self._options = _graph_options(-1)
-            self.run()
-            for node, value in zip(self._session.get_outputs(), self._binding.get_outputs(), strict=True):
-                if node.name in self._open_outputs:
-                    self._bind_output(node, value.shape())
+            shapes = self._open_shapes()
+            self.input[:] = np.random.default_rng(0).uniform(0, 2, self.input.shape)  # bytes become 0 and 1
+            others = self._open_shapes()
+            self.input[:] = 0
+            self.upload()
+            for node in self._session.get_outputs():
+                if node.name in shapes:
+                    if shapes[node.name] != others[node.name]:
+                        raise UserError(f"the shape of its output '{node.name}' depends on the image")
+                    self._bind_output(node, shapes[node.name])
             self._open_outputs = []
             self._options = _graph_options(next(_graph_numbers))
             for _ in range(2):  # the first warms up and captures, the second replays
@@ -127,6 +133,13 @@ class Runner:
                 f"({first_line(error.__cause__ or error)}); export the model with fixed sizes and without nms=True, "
                 "or leave cuda_graph out"
             ) from error
+
+    def _open_shapes(self) -> dict[str, list[int]]:
+        """Return the shapes that open outputs have for the present input."""
+        self.upload()
+        self.run()
+        pairs = zip(self._session.get_outputs(), self._binding.get_outputs(), strict=True)
+        return {node.name: value.shape() for node, value in pairs if node.name in self._open_outputs}
 
 
 class RunnerPool:
