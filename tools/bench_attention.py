@@ -5,7 +5,7 @@
 
 for example
 
-    python tools/bench_attention.py docs/results/attention-h100.json --device cuda --commit abc1234
+    python tools/bench_attention.py docs/results/attention-h200.json --device cuda --commit abc1234
 
 All methods get the same q, k and v, (batch, heads, length, width), bfloat16 on CUDA and float32 on a CPU. "forward" and
 "forward+backward" are whole sequences, "decode" is one more token after `length` of them, written into the cache or the

@@ -263,8 +263,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def join(args: argparse.Namespace) -> None:
-    """Write the runs of several records of the same study into one, by variant and seed."""
+    """Write the runs of several records of the same study into one, by variant and seed, each with its commit."""
     parts = [json.loads(file.read_text(encoding="utf-8")) for file in args.parts]
+    for part in parts:
+        commit = part["versions"].pop("commit", None)
+        part["runs"] = [{"commit": commit} | run for run in part["runs"]]
     record = parts[0]
     for file, part in zip(args.parts, parts, strict=True):
         if differing := [key for key in ("text", "size", "optimizer", "versions") if part[key] != record[key]]:
