@@ -18,6 +18,7 @@ from ultralytics.optim import MuSGD
 from ultralytics.optim.muon import muon_update
 from ultralytics.utils.torch_utils import ModelEMA, unwrap_model
 
+from yolo_lat.engine.distillation import Distillation
 from yolo_lat.engine.ranks import sum_over_ranks
 from yolo_lat.engine.static_loss import StaticDetectionLoss, StaticE2ELoss
 from yolo_lat.errors import UserError
@@ -348,7 +349,8 @@ class TrainStep:
     the optimizer's state does.
 
     Args:
-        model: the model, in training mode; its output goes to `criterion`.
+        model: the model, in training mode; its output goes to `criterion`. The student of a `Distillation` has
+            `criterion` already, and it alone is averaged.
         criterion: the loss, called with predictions and batch; `capture` needs that of `static_criterion`.
         optimizer: the optimizer; `capture` needs that of `fast_optimizer`.
         ema: the model's average, or None.
@@ -485,8 +487,13 @@ class TrainStep:
         with torch.autocast(
             self.device.type, self.autocast_dtype, enabled=self.autocast_dtype is not None, cache_enabled=cached
         ):
-            loss, items = self.criterion(self.model(self._scaled(batch["img"])), batch)
-            total = with_balance(loss, self.model, len(batch["img"])).sum()
+            batch = {**batch, "img": self._scaled(batch["img"])}
+            if isinstance(self.model, Distillation):
+                loss, items = self.model.loss(batch)
+            else:
+                loss, items = self.criterion(self.model(batch["img"]), batch)
+                loss = with_balance(loss, self.model, len(batch["img"]))
+            total = loss.sum()
         (total if self.scaler is None else self.scaler.scale(total)).backward()
         if update:
             self._update()
@@ -514,4 +521,4 @@ class TrainStep:
         else:
             torch._foreach_zero_([p.grad for p in self.parameters if p.grad is not None])
         if self.ema is not None:
-            self.ema.blend(self.model)
+            self.ema.blend(self.model.student_model if isinstance(self.model, Distillation) else self.model)

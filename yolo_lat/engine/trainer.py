@@ -39,6 +39,7 @@ from yolo_lat.ela import choose_form
 from yolo_lat.engine import launch, ranks
 from yolo_lat.engine.checkpoint import pt_to_safetensors
 from yolo_lat.engine.device_data import TrainBatches, ValBatches, device_cache
+from yolo_lat.engine.distillation import Distillation
 from yolo_lat.engine.fast_step import FusedEMA, TrainStep, fast_optimizer
 from yolo_lat.engine.loop import TrainLoop
 from yolo_lat.engine.offline import quiet
@@ -262,15 +263,18 @@ class LatTrainer(DetectionTrainer):
         super()._setup_train()
         self.amp = ranks.from_main(self.amp)
         ranks.copy_from_main(list(self.model.state_dict().values()))
-        if not self.on_device and RANKS == 1:
+        if not self.on_device and RANKS == 1 and not isinstance(self.model, Distillation):
             return
         self.optimizer = fast_optimizer(self.optimizer)
         self._setup_scheduler()
-        self.ema = FusedEMA(self.model, updates=self.ema.updates)
+        self.ema = self._average(self.ema.updates)
         dtype = torch.bfloat16 if self.args.amp == "bf16" else torch.float16
+        criterion = static_criterion(self._student)
+        if isinstance(self.model, Distillation):
+            self.model.criterion = criterion  # of the student
         self.fast = TrainStep(
             self.model,
-            static_criterion(unwrap_model(self.model)),
+            criterion,
             self.optimizer,
             self.ema,
             self.scaler,
@@ -333,7 +337,7 @@ class LatTrainer(DetectionTrainer):
     def _load_checkpoint_state(self, ckpt: dict[str, Any]) -> None:
         super()._load_checkpoint_state(ckpt)
         if self.fast is not None:  # Ultralytics has put its own average in the place of ours
-            loaded, self.ema = self.ema, FusedEMA(self.model, updates=self.ema.updates)
+            loaded, self.ema = self.ema, self._average(self.ema.updates)
             self.ema.ema.load_state_dict(loaded.ema.state_dict())
             self.fast.ema = self.ema
             self.fast.forget()
@@ -343,6 +347,29 @@ class LatTrainer(DetectionTrainer):
         super().set_model_attributes()
         if self.args.sync_bn:
             self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
+        if self.args.distill_model is not None:
+            self.model = Distillation(self.model, self.args.distill_model)
+
+    @property
+    def _student(self) -> Any:
+        """The model that is trained and kept, without its teacher if it has one."""
+        return self.model.student_model if isinstance(self.model, Distillation) else unwrap_model(self.model)
+
+    def _average(self, updates: int) -> FusedEMA:
+        """Begin an average of the model."""
+        if not isinstance(self.model, Distillation):
+            return FusedEMA(self.model, updates=updates)
+        self.model.let_go()
+        average = FusedEMA(self._student, updates=updates)
+        self.model.bare(average.ema)
+        return average
+
+    def _handle_nan_recovery(self, epoch: int) -> bool:
+        model, self.model = self.model, self._student
+        try:
+            return bool(super()._handle_nan_recovery(epoch))
+        finally:
+            self.model = model
 
     def validate(self) -> Any:
         """Evaluate the averaged model, each process on its part of the images; the first one gets the numbers."""
