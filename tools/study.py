@@ -22,11 +22,12 @@ STUDY.yaml declares the runs (tools/studies has some):
 DATA holds a folder for each set with images/train, images/val and annotations/train.json, val.json. STATE keeps a
 folder a run: carry it to another machine and the study goes on there. `run` starts what is missing, each on the device
 that has fewest, goes on with what was interrupted (exactly, from resume.pt), and after `--seconds` stops what still
-runs. Runs of one seed come before those of the next, so that a study that is cut short has whole rows. `collect`
-writes the twelve COCO numbers of every finished run, the size of its model, its curve and how far the others are,
-joins times that `yolo-lat benchmark` measured, and prints mean and standard deviation over seeds. `draw` makes figures
-of what it wrote, `table` Markdown. `models` writes the changed models and prints the `models=` of a benchmark of all;
-`sizes` prints parameters and GFLOPs as deployed.
+runs. Runs of one seed come before those of the next, so that a study that is cut short has whole rows. Small models at
+once on one GPU train faster with NVIDIA's MPS, `nvidia-cuda-mps-control -d` before. `collect` writes the twelve COCO
+numbers of every finished run, the size of its model, its curve and how far those are that began, joins times that
+`yolo-lat benchmark` measured, and prints mean and standard deviation over seeds. `draw` makes figures of what it wrote,
+`table` Markdown. `models` writes the changed models and prints the `models=` of a benchmark of all; `sizes` prints
+parameters and GFLOPs as deployed.
 """
 
 from __future__ import annotations
@@ -267,7 +268,7 @@ def gpu_name() -> str | None:
 def write_results(runs: list[Run], given: argparse.Namespace) -> None:
     """Write what every run has come to into one record and print the table."""
     rows = []
-    for run in runs:
+    for run in (run for run in runs if run.folder(given.state).is_dir()):
         row: dict[str, Any] = {"run": run.row[0], "data": run.row[1], "seed": run.options["seed"]}
         row["options"] = run.options
         row |= {key: value for key, value in (("change", run.change), ("against", run.against)) if value}

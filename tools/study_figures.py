@@ -41,11 +41,21 @@ def draw_study(record: Path, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     written = [_save(folder / f"{record.stem}-pareto.png", sets, _pareto, "AP against cost")]
     if any("curve" in row for row in rows):
-        written.append(_save(folder / f"{record.stem}-convergence.png", sets, _convergence, "AP over epochs"))
+        curves = _with_unfinished(sets, rows)
+        written.append(_save(folder / f"{record.stem}-convergence.png", curves, _convergence, "AP over epochs"))
     if any(differences(by_name) for by_name in sets.values()):
         title = "What a change does to AP, mean and standard deviation over seeds"
         written.append(_save(folder / f"{record.stem}-changes.png", sets, _changes, title))
     return written
+
+
+def _with_unfinished(sets: dict[str, Groups], rows: list[dict[str, Any]]) -> dict[str, Groups]:
+    """Return the sets with the runs added that began, in rows of which none has finished."""
+    whole = {data: dict(groups) for data, groups in sets.items()}
+    for row in rows:
+        if "curve" in row and row["run"] not in sets.get(row["data"], {}):
+            whole.setdefault(row["data"], {}).setdefault(f"{row['run']}, unfinished", []).append(row)
+    return whole
 
 
 def _save(file: Path, sets: dict[str, Groups], panel: Callable[[Axes, Groups], None], title: str) -> Path:

@@ -45,7 +45,7 @@ PARAMETERS = {
 }
 CHANGED = {
     f"{name}:{run.row[0]}": run
-    for name in (*PARAMETERS, "image-size")
+    for name in (*PARAMETERS, "growth", "image-size")
     for run in study.read_study(ROOT / f"tools/studies/{name}.yaml")
     if run.change
 }
@@ -55,6 +55,7 @@ TRAINED = CHANGED | {
     if run.row[0] in ("as-published", "yolo26n")
 }
 OF_P = {key: run for key, run in CHANGED.items() if ":p-" in key and not key.startswith("image-size")}
+EXPORTED = OF_P | {key: run for key, run in CHANGED.items() if key.startswith("growth")}
 
 
 def build(run: study.Run, folder: Path, nc: int = 80) -> LatModel:
@@ -102,12 +103,12 @@ def test_a_variant_trains_a_step_and_deploys(key: str, tmp_path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", ["gpu", "cpu"])
-@pytest.mark.parametrize("key", OF_P)
+@pytest.mark.parametrize("key", EXPORTED)
 def test_an_exported_variant_computes_what_it_should(key: str, target: str, tmp_path, monkeypatch) -> None:
     import onnxruntime as ort
 
     monkeypatch.chdir(tmp_path)
-    model = YOLOLAT(write_model(OF_P[key].options["model"], OF_P[key].change, tmp_path / "model.yaml"))
+    model = YOLOLAT(write_model(EXPORTED[key].options["model"], EXPORTED[key].change, tmp_path / "model.yaml"))
     images = torch.rand(1, 3, 96, 96)
     with torch.no_grad():
         expected = copy.deepcopy(model.model).eval()(images)[0].numpy()
