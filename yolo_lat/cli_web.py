@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from yolo_lat.cli_run import require, value_of
 from yolo_lat.errors import UserError
+from yolo_lat.interrupts import first_signal
+
+_LOOK_EVERY = 0.5  # seconds; a signal that another thread gets wakes nobody
 
 
 def _demo_web(options: dict[str, Any]) -> None:
@@ -31,7 +35,9 @@ def _demo_web(options: dict[str, Any]) -> None:
         size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         print(f"{folder}: {len(site)} files, {size / 1e6:.1f} MB; docs/web.md says what a web host has to send")
         return
-    with PageServer(site, str(host), port) as server:
+    stop = threading.Event()
+    with PageServer(site, str(host), port) as server, first_signal(stop):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         print(f"{server.url} (Ctrl-C ends it)", flush=True)
         if not is_loopback(server.server_address[0]):
             print("other machines reach it; browsers give them no camera and one thread, since it is no https")
@@ -39,10 +45,10 @@ def _demo_web(options: dict[str, Any]) -> None:
             import webbrowser
 
             webbrowser.open(server.url)
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            print("ended")
+        while not stop.wait(_LOOK_EVERY):
+            pass
+        server.shutdown()
+    print("ended")
 
 
 def _paths(model: Any) -> list[str]:

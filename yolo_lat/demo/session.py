@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -29,6 +27,7 @@ from yolo_lat.demo.tracking import LOW_SCORE, ByteTracker
 from yolo_lat.demo.window import KEYS, Window, no_display
 from yolo_lat.demo.zones import read_zones
 from yolo_lat.errors import UserError
+from yolo_lat.interrupts import first_signal
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ class _Session:
         folder = folder or self._new_folder(source)
         stop = threading.Event()
         with ExitStack() as stack:
-            caught = stack.enter_context(_signals(stop))
+            caught = stack.enter_context(first_signal(stop))
             window = Window(controls, stop) if shows else None
             if window:
                 stack.callback(window.close)
@@ -243,32 +242,3 @@ class _Session:
         self._tell(", ".join(words))
         for file in found.files:
             self._tell(f"wrote {file}")
-
-
-@contextmanager
-def _signals(stop: threading.Event) -> Iterator[list[int]]:
-    """Let the first Ctrl-C or SIGTERM set `stop`; the list that is yielded holds its number then.
-
-    A second one acts as usual. In another thread than the main one, which alone may do this, nothing changes.
-    """
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        stop.set()
-        restore()
-
-    for number in before:
-        signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        restore()
