@@ -119,7 +119,8 @@ def test_predict_without_a_model_uses_the_best_and_says_so(shipped, capsys) -> N
     best = default_weights()
     assert best is not None
     said = capsys.readouterr().out
-    assert f"model: {best.name}, the best of the weights that ship (AP {best.coco['AP']:.3f} on {best.data})" in said
+    measured = f"AP {best.coco['AP']:.3f} on {best.data}"
+    assert f"model: {best.name}, the best of the weights for photographs that ship ({measured})" in said
     assert "frames: 1" in said
 
 

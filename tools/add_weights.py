@@ -10,7 +10,7 @@ here and now on DATA's validation split at the size of the training; if RUN's me
     data: what the images are, where they come from, and under which licence
     note: one sentence for `yolo-lat info weights`
     limits: [sentences, what the weights are not good for]
-    commit: of the code that trained; left out if it was not recorded
+    commit: of the code that trained; left out if a study noted it, or nobody did
     hardware: what it was trained on
 
 `--latency RECORD.json` puts what a benchmark measured for the same model on the card. `--default` makes it the model of
@@ -79,7 +79,7 @@ def add(given: argparse.Namespace) -> None:
     if weights.stat().st_size > LARGEST_MB * 1e6:
         raise UserError(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB, and at most {LARGEST_MB} MB ship")
     args = yaml.safe_load(_existing(given.run / "args.yaml").read_text(encoding="utf-8"))
-    about = read_about(given.about)
+    about = noted_commit(given.run) | read_about(given.about)
     model = YOLOLAT(weights)
     coco = measure(model, given.data, args["imgsz"], given.device)
     check_against(given.run, coco)
@@ -146,6 +146,13 @@ def read_about(file: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or not needed <= about.keys() <= needed | optional:
         raise UserError(f"{file}: needs the keys data, note and limits, and may have commit and hardware; correct it")
     return about
+
+
+def noted_commit(run: Path) -> dict[str, Any]:
+    """Return `commit` as study.py noted it beside a finished run, or nothing."""
+    file = run.parent / "done.json"
+    commit = json.loads(file.read_text(encoding="utf-8")).get("commit") if file.is_file() else None
+    return {"commit": commit} if commit else {}
 
 
 def measure(model: YOLOLAT, data: Path, imgsz: int, device: str) -> dict[str, float]:

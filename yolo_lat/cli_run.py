@@ -166,8 +166,9 @@ def _best_shipped(mode: str) -> str:
     best = default_weights()
     if best is None:
         raise UserError(f"{mode} needs model=, as this installation has no weights of its own; give weights or a model")
+    measured = f"AP {best.coco['AP']:.3f} on {best.data}"
     print(
-        f"model: {best.name}, the best of the weights that ship (AP {best.coco['AP']:.3f} on {best.data}), which finds "
+        f"model: {best.name}, the best of the weights for photographs that ship ({measured}), which finds "
         f"{', '.join(best.classes)}; give model= for another"
     )
     return best.name
