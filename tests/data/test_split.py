@@ -239,7 +239,7 @@ def test_what_cannot_be_is_refused(boards, tmp_path, options, wanted):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["voc12", "groceries", "coco_ccby"])
+@pytest.mark.parametrize("name", ["voc12", pytest.param("groceries", marks=pytest.mark.slow), "coco_ccby"])
 def test_real_classes_are_shared_better_than_at_random(tmp_path, name):
     data = shared(name, tmp_path)
 

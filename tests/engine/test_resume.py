@@ -104,10 +104,10 @@ def test_a_training_goes_on_from_a_checkpoint_some_epochs_ago(shapes, tmp_path) 
 @pytest.mark.parametrize(
     ("cache", "place"),
     [
-        ("False", PLACES[0]),
+        pytest.param("False", PLACES[0], marks=pytest.mark.slow),
         ("device", PLACES[0]),
         ("ram", PLACES[1]),
-        ("device", PLACES[1]),
+        pytest.param("device", PLACES[1], marks=pytest.mark.slow),
         ("False", PLACES[2]),
         ("False", PLACES[3]),
         ("ram", PLACES[4]),
