@@ -108,6 +108,30 @@ def test_a_training_goes_on_with_its_teacher_and_leaves_the_student_alone(shapes
     assert json.loads((tmp_path / "whole/metrics.json").read_text())["AP"] >= 0
 
 
+@pytest.mark.parametrize("teacher", [None, TEACHER])
+def test_a_training_that_breaks_goes_on_from_its_checkpoint(shapes, tmp_path, teacher) -> None:
+    broken = []
+
+    def poison(trainer) -> None:
+        if trainer.epoch == 1 and not broken:
+            broken.append(trainer.epoch)
+            trainer.loss = torch.tensor(torch.nan)
+            with torch.no_grad():
+                for parameter in trainer.model.parameters():
+                    parameter[...] = torch.nan if parameter.requires_grad else parameter
+
+    model = YOLOLAT("yolo-lat-p")
+    model.add_callback("on_train_epoch_end", poison)
+    model.train(data=shapes, project=tmp_path, name="run", distill_model=teacher, cache="device", **ARGS)
+    assert broken
+    with (tmp_path / "run/results.csv").open() as file:
+        rows = [[float(v) for k, v in row.items() if k.startswith("train/")] for row in csv.DictReader(file)]
+    assert len(rows) == ARGS["epochs"]
+    assert torch.tensor(rows).isfinite().all()
+    weights = load_file(tmp_path / "run/weights/last.safetensors").values()
+    assert all(value.isfinite().all() for value in weights if value.is_floating_point())
+
+
 @pytest.mark.parametrize(
     ("teacher", "message"),
     [

@@ -49,6 +49,13 @@ class Distillation(DistillationModel):
         self._teacher_feats.clear()
         self._student_feats.clear()
 
+    def mend(self) -> None:
+        """Begin anew with projections that are no longer finite."""
+        for level in self.projector:
+            if not all(parameter.isfinite().all() for parameter in level.parameters()):
+                for layer in (layer for layer in level if isinstance(layer, nn.Conv2d)):
+                    layer.reset_parameters()
+
     @staticmethod
     def bare(copy: nn.Module) -> None:
         """Take what ties a copy of the student to its teacher and its loss from it, in place."""

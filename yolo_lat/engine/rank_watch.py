@@ -66,7 +66,8 @@ class RankWatch:
                         self._add(peer, int(number))
                     else:
                         peer.close()
-        os.register_at_fork(after_in_child=self._let_go)
+        if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
+            os.register_at_fork(after_in_child=self._let_go)
         threading.Thread(target=self._watch, name="rank watch", daemon=True).start()
 
     def close(self) -> None:

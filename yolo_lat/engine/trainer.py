@@ -78,6 +78,7 @@ class LatTrainer(DetectionTrainer):
 
     Attributes:
         state: of a training to go on from, until it is restored.
+        teaching: the student with its teacher where there is one, and `model` then.
         last_batch, last_update: numbers of the last batch and of the last one after which parameters were updated.
 
     Raises:
@@ -102,6 +103,7 @@ class LatTrainer(DetectionTrainer):
         self.state: dict[str, Any] | None = None
         self.last_batch = self.last_update = -1
         self.fast: TrainStep | None = None
+        self.teaching: Distillation | None = None
         self._let_go: Callable[[], Any] = lambda: None
         overrides = dict(overrides or {})
         self._own, self._folder = take_own(overrides), overrides.pop("save_dir", None)
@@ -263,15 +265,15 @@ class LatTrainer(DetectionTrainer):
         super()._setup_train()
         self.amp = ranks.from_main(self.amp)
         ranks.copy_from_main(list(self.model.state_dict().values()))
-        if not self.on_device and RANKS == 1 and not isinstance(self.model, Distillation):
+        if not self.on_device and RANKS == 1 and self.teaching is None:
             return
         self.optimizer = fast_optimizer(self.optimizer)
         self._setup_scheduler()
         self.ema = self._average(self.ema.updates)
         dtype = torch.bfloat16 if self.args.amp == "bf16" else torch.float16
         criterion = static_criterion(self._student)
-        if isinstance(self.model, Distillation):
-            self.model.criterion = criterion  # of the student
+        if self.teaching is not None:
+            self.teaching.criterion = criterion  # of the student
         self.fast = TrainStep(
             self.model,
             criterion,
@@ -348,28 +350,32 @@ class LatTrainer(DetectionTrainer):
         if self.args.sync_bn:
             self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if self.args.distill_model is not None:
-            self.model = Distillation(self.model, self.args.distill_model)
+            self.model = self.teaching = Distillation(self.model, self.args.distill_model)
 
     @property
     def _student(self) -> Any:
         """The model that is trained and kept, without its teacher if it has one."""
-        return self.model.student_model if isinstance(self.model, Distillation) else unwrap_model(self.model)
+        return unwrap_model(self.model) if self.teaching is None else self.teaching.student_model
 
     def _average(self, updates: int) -> FusedEMA:
         """Begin an average of the model."""
-        if not isinstance(self.model, Distillation):
+        if self.teaching is None:
             return FusedEMA(self.model, updates=updates)
-        self.model.let_go()
+        self.teaching.let_go()
         average = FusedEMA(self._student, updates=updates)
-        self.model.bare(average.ema)
+        self.teaching.bare(average.ema)
         return average
 
     def _handle_nan_recovery(self, epoch: int) -> bool:
-        model, self.model = self.model, self._student
+        model, self.model = self.model, self._student  # the checkpoint has no teacher
+        if self.teaching is not None:
+            self.teaching.let_go()
         try:
             return bool(super()._handle_nan_recovery(epoch))
         finally:
             self.model = model
+            if self.teaching is not None:
+                self.teaching.mend()
 
     def validate(self) -> Any:
         """Evaluate the averaged model, each process on its part of the images; the first one gets the numbers."""
