@@ -16,7 +16,7 @@ from yolo_lat.errors import UserError
 from yolo_lat.resources import resource
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 REGISTRY = "registry.json"
 
@@ -112,26 +112,23 @@ def default_weights() -> Pretrained | None:
     return find_pretrained(default) if default else None
 
 
-def pretrained_table() -> Table:
-    """Return all weights that ship: what they were trained on, what they find, their size and AP."""
+def pretrained_table() -> Group:
+    """Return all weights that ship, their size and AP in a table, and below what they were trained on and find."""
+    from rich.box import SIMPLE
+    from rich.console import Group
+    from rich.padding import Padding
     from rich.table import Table
 
     registry = read_registry()
-    table = Table(title=f"Weights by name; they lie in {resource('weights')}", title_justify="left", show_lines=True)
+    shipped = [found for found in map(find_pretrained, registry["weights"]) if found is not None]
+    table = Table(title=f"Weights by name; they lie in {resource('weights')}", title_justify="left", box=SIMPLE)
     table.add_column("name", no_wrap=True)
-    table.add_column("trained on, finds, note", ratio=1, overflow="fold")
-    for column in ("px", "parameters", "AP", "AP50"):
-        table.add_column(column, justify="right")
-    for name in registry["weights"]:
-        found = find_pretrained(name)
-        assert found is not None
-        about = f"{found.data}, {found.epochs} epochs: {', '.join(found.classes)}\n{found.note}"
-        table.add_row(
-            name + ("\n(used where no model is given)" if name == registry["default"] else ""),
-            about,
-            str(found.imgsz),
-            f"{found.parameters:,}",
-            f"{found.coco['AP']:.3f}",
-            f"{found.coco['AP50']:.3f}",
-        )
-    return table
+    table.add_column("data", no_wrap=True)
+    for column in ("epochs", "px", "parameters", "AP", "AP50"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for found in shipped:
+        sizes = (f"{found.epochs}", f"{found.imgsz}", f"{found.parameters:,}")
+        table.add_row(found.name, found.data, *sizes, *(f"{found.coco[key]:.3f}" for key in ("AP", "AP50")))
+    about = dict.fromkeys(f"{found.data}: {found.note} Finds {', '.join(found.classes)}." for found in shipped)
+    lines = [*about, *([f"{registry['default']} is used where no model is given."] if registry["default"] else [])]
+    return Group(table, *(Padding(line, (0, 0, 1, 0)) for line in lines))
