@@ -114,6 +114,7 @@ def test_a_folder_gives_what_the_detector_gives_and_lists_what_is_broken(started
     assert f"{IMAGES + 4} of {IMAGES + 4} inputs: {IMAGES + 4} images, 4 failed" in lines[-1]
 
 
+@pytest.mark.slow
 def test_parquet_gives_the_same(started, options, files, model, tmp_path):
     as_parquet(tmp_path / "tables/0.parquet", files)
     result = run_collection(options(tmp_path / "tables", id="name"), say=[].append)

@@ -173,7 +173,7 @@ def shared(name: str, tmp_path: Path, folder: str = "images/{}", annotations: st
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("voc12", {}), ("groceries", {"leak": 4, "copy": 8}), ("pcb", {})],
+    [pytest.param("voc12", {}, marks=pytest.mark.slow), ("groceries", {"leak": 4, "copy": 8}), ("pcb", {})],
 )
 def test_real_data_have_the_findings_that_they_are_known_for(tmp_path, name, expected):
     report = check_dataset(shared(name, tmp_path), progress=False)

@@ -239,7 +239,9 @@ def test_what_cannot_be_is_refused(boards, tmp_path, options, wanted):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["voc12", pytest.param("groceries", marks=pytest.mark.slow), "coco_ccby"])
+@pytest.mark.parametrize(
+    "name", ["coco_ccby", *(pytest.param(name, marks=pytest.mark.slow) for name in ("voc12", "groceries"))]
+)
 def test_real_classes_are_shared_better_than_at_random(tmp_path, name):
     data = shared(name, tmp_path)
 

@@ -35,7 +35,7 @@ def train(shapes, project, model="yolo-lat-p", **changed):
     return yolo
 
 
-@pytest.mark.parametrize("model", ["yolo-lat-p", "yolov8n.yaml", "yolo26n.yaml"])
+@pytest.mark.parametrize("model", ["yolo-lat-p", pytest.param("yolov8n.yaml", marks=pytest.mark.slow), "yolo26n.yaml"])
 def test_models_train_and_leave_what_other_trainings_leave(shapes, tmp_path, model) -> None:
     yolo = train(shapes, tmp_path, model, plots=model == "yolo-lat-p")
     found = rows(tmp_path)

@@ -85,7 +85,7 @@ def test_what_the_student_has_of_the_teacher_is_not_in_its_average() -> None:
     assert any(module._forward_hooks for module in network.student_model.modules())
 
 
-@pytest.mark.parametrize("cache", [False, "device"])
+@pytest.mark.parametrize("cache", [pytest.param(False, marks=pytest.mark.slow), "device"])
 def test_a_training_goes_on_with_its_teacher_and_leaves_the_student_alone(shapes, tmp_path, cache) -> None:
     def stop(trainer) -> None:
         if trainer.epoch == 2:

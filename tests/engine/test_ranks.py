@@ -163,6 +163,7 @@ class TestAKilledProcess:
         assert epochs(pair, "again") == epochs(pair, "two")
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_in_another_number_of_processes(run, pair, tmp_path) -> None:
     """One process goes on where two were killed, which leaves a gradient that waits for more batches."""
     done = train(run.data, tmp_path, "moved", *TORCHRUN, die=4, weights=str(run.safetensors), **EXACT)

@@ -87,6 +87,7 @@ def whole(shapes, tmp_path_factory):
     return get
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_from_a_checkpoint_some_epochs_ago(shapes, tmp_path) -> None:
     """Which is where short epochs are not validated."""
     for name, place, status in (("whole", "", 0), ("killed", "within an epoch", -signal.SIGKILL)):
@@ -109,8 +110,8 @@ def test_a_training_goes_on_from_a_checkpoint_some_epochs_ago(shapes, tmp_path) 
         ("ram", PLACES[1]),
         pytest.param("device", PLACES[1], marks=pytest.mark.slow),
         ("False", PLACES[2]),
-        ("False", PLACES[3]),
-        ("ram", PLACES[4]),
+        pytest.param("False", PLACES[3], marks=pytest.mark.slow),
+        pytest.param("ram", PLACES[4], marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_training_ends_with_the_same_weights_bit_for_bit(whole, shapes, tmp_path, cache, place) -> None:
