@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import pytest
@@ -54,7 +53,7 @@ def step(network: Distillation, capture: bool = False) -> TrainStep:
 
 def test_losses_and_gradients_are_those_of_ultralytics() -> None:
     torch.manual_seed(2)
-    ours = Distillation(student(), TEACHER)
+    ours = Distillation(student(), load_teacher(TEACHER))
     torch.manual_seed(2)
     stock = DistillationModel(load_teacher(TEACHER), student())
     stock.load_state_dict(ours.state_dict())
@@ -75,7 +74,7 @@ def test_losses_and_gradients_are_those_of_ultralytics() -> None:
 
 
 def test_what_the_student_has_of_the_teacher_is_not_in_its_average() -> None:
-    network = Distillation(student(), TEACHER)
+    network = Distillation(student(), load_teacher(TEACHER))
     train = step(network)
     for _ in range(3):
         train.step(batch(), update=True)
@@ -105,7 +104,6 @@ def test_a_training_goes_on_with_its_teacher_and_leaves_the_student_alone(shapes
     with (tmp_path / "whole/results.csv").open() as file:
         losses = [float(row["train/dis_loss"]) for row in csv.DictReader(file)]
     assert 0 < losses[2] < losses[0]
-    assert json.loads((tmp_path / "whole/metrics.json").read_text())["AP"] >= 0
 
 
 @pytest.mark.parametrize("teacher", [None, TEACHER])
@@ -142,13 +140,16 @@ def test_a_training_that_breaks_goes_on_from_its_checkpoint(shapes, tmp_path, te
 def test_what_cannot_teach(shapes, tmp_path, teacher, message) -> None:
     with pytest.raises(UserError, match=message):
         YOLOLAT("yolo-lat-p").train(data=shapes, project=tmp_path, distill_model=teacher, **ARGS)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_teacher_of_other_levels(tmp_path: Path) -> None:
     model = YOLOLAT("yolov8-p6.yaml", scale="n")
     model.save(tmp_path / "p6.pt")
-    with pytest.raises(UserError, match=r"p6\.pt: predicts on 4 levels, and the student on 3; take a teacher with"):
-        Distillation(student(), tmp_path / "p6.pt")
+    with pytest.raises(
+        UserError, match=r"^distill_model: the teacher predicts on 4 levels, and the student on 3;"
+    ):
+        Distillation(student(), load_teacher(tmp_path / "p6.pt"))
 
 
 @pytest.mark.gpu
@@ -157,6 +158,6 @@ def test_captured_steps_are_the_eager_ones() -> None:
     found = []
     for capture in (False, True):
         torch.manual_seed(2)
-        train = step(Distillation(student(device="cuda"), TEACHER), capture)
+        train = step(Distillation(student(device="cuda"), load_teacher(TEACHER)), capture)
         found.append(torch.stack([train.step(batch("cuda"), update=True) for _ in range(8)]))
     torch.testing.assert_close(found[1], found[0], rtol=2e-3, atol=1e-4)

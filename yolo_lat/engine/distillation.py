@@ -21,21 +21,20 @@ class Distillation(DistillationModel):
 
     Args:
         student: the model that learns, on its device, with its training arguments.
-        weights: of the teacher: a .pt, safetensors, or the name of weights that ship.
+        teacher: the model that is learnt from, as `load_teacher` returns it.
 
     Raises:
-        UserError: no weights of a detector, or one with another number of levels.
+        UserError: a teacher with another number of levels.
     """
 
     student_model: DetectionModel
 
-    def __init__(self, student: DetectionModel, weights: str | Path) -> None:
-        teacher = load_teacher(weights)
+    def __init__(self, student: DetectionModel, teacher: DetectionModel) -> None:
         levels = [model.model[-1].nl for model in (teacher, student)]
         if levels[0] != levels[1]:
             raise UserError(
-                f"distill_model={weights}: predicts on {levels[0]} levels, and the student on {levels[1]}; take a "
-                "teacher with as many"
+                f"distill_model: the teacher predicts on {levels[0]} levels, and the student on {levels[1]}; take one "
+                "with as many"
             )
         super().__init__(teacher, student)
 
@@ -66,6 +65,9 @@ class Distillation(DistillationModel):
 
 def load_teacher(weights: str | Path) -> DetectionModel:
     """Return a trained detector in float32.
+
+    Args:
+        weights: a .pt, safetensors, or the name of weights that ship.
 
     Raises:
         UserError: no weights of a detector.

@@ -15,6 +15,7 @@ import torch
 from ultralytics.cfg import get_save_dir
 from ultralytics.data.build import InfiniteDataLoader, build_dataloader, seed_worker
 from ultralytics.models.yolo.detect import DetectionTrainer
+from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG, LOCAL_RANK, LOGGER, colorstr
 from ultralytics.utils.callbacks import get_default_callbacks
 from ultralytics.utils.plotting import plot_images
@@ -39,7 +40,7 @@ from yolo_lat.ela import choose_form
 from yolo_lat.engine import launch, ranks
 from yolo_lat.engine.checkpoint import pt_to_safetensors
 from yolo_lat.engine.device_data import TrainBatches, ValBatches, device_cache
-from yolo_lat.engine.distillation import Distillation
+from yolo_lat.engine.distillation import Distillation, load_teacher
 from yolo_lat.engine.fast_step import FusedEMA, TrainStep, fast_optimizer
 from yolo_lat.engine.loop import TrainLoop
 from yolo_lat.engine.offline import quiet
@@ -104,6 +105,7 @@ class LatTrainer(DetectionTrainer):
         self.last_batch = self.last_update = -1
         self.fast: TrainStep | None = None
         self.teaching: Distillation | None = None
+        self._teacher: DetectionModel | None = None
         self._let_go: Callable[[], Any] = lambda: None
         overrides = dict(overrides or {})
         self._own, self._folder = take_own(overrides), overrides.pop("save_dir", None)
@@ -155,6 +157,8 @@ class LatTrainer(DetectionTrainer):
         entries, imgsz = getattr(self.args, "augmentations", None), self.args.imgsz
         side = max(imgsz) if isinstance(imgsz, list | tuple) else imgsz
         self.args.augmentations = check_augmentations(entries, side)
+        if self.args.distill_model is not None:
+            self._teacher = load_teacher(self.args.distill_model)
         if self.resume:
             self.state = read_state(Path(self.args.model))
         if self.args.data:
@@ -349,8 +353,8 @@ class LatTrainer(DetectionTrainer):
         super().set_model_attributes()
         if self.args.sync_bn:
             self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
-        if self.args.distill_model is not None:
-            self.model = self.teaching = Distillation(self.model, self.args.distill_model)
+        if self._teacher is not None:
+            self.model = self.teaching = Distillation(self.model, self._teacher)
 
     @property
     def _student(self) -> Any:
