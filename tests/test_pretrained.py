@@ -130,12 +130,14 @@ def test_an_export_goes_to_the_working_directory(shipped) -> None:
     assert all(target.parent == Path() for target in model._export_targets("openvino"))
 
 
-def test_info_lists_the_weights(shipped, capsys) -> None:
+def test_info_lists_the_weights(shipped, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit, match="0"):
         main(["info", "weights"])
     table = capsys.readouterr().out
     assert all(name in table for name in NAMES)
     assert "used where no model is given" in table
+    assert "…" not in table
     with pytest.raises(SystemExit, match="2"):
         main(["info", "weights", "imgsz=320"])
     assert "weights shows all that ship; leave imgsz= out" in capsys.readouterr().err
@@ -200,6 +202,10 @@ class TestAdding:
         assert "train: 24 images" in card
         with pytest.raises(UserError, match=r"p-shapes is in .*registry.json already; add --replace"):
             add_weights.add(given)
+        (given.run.parent / "done.json").write_text(json.dumps({"commit": "abc1234"}))  # as a study leaves it
+        given.replace = True
+        add_weights.add(given)
+        assert "Commit: abc1234." in found.card.read_text()
 
     def test_numbers_that_are_not_those_of_the_run(self, given) -> None:
         (given.run / "metrics.json").write_text(json.dumps({"AP": 0.5}))

@@ -15,7 +15,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 import study  # noqa: E402
 import study_record  # noqa: E402
-from study_figures import draw_study  # noqa: E402
+from study_figures import _with_unfinished, draw_study  # noqa: E402
 from study_models import changed_model  # noqa: E402
 
 from yolo_lat.engine.recipe import find_recipe  # noqa: E402
@@ -219,6 +219,13 @@ class TestFigures:
         files = draw_study(self.record(tmp_path / "study-x.json", **more), tmp_path / "images")
         assert [file.name for file in files] == ["study-x-pareto.png", "study-x-convergence.png", "study-x-changes.png"]
         assert all(file.read_bytes()[1:4] == b"PNG" for file in files)
+
+    def test_curves_of_runs_that_began_are_added_where_none_of_their_row_is_finished(self) -> None:
+        rows = [row("a", seed, ap, curve=[[10, 0.1]]) for seed, ap in enumerate((0.1, None))]
+        rows += [row("b", 0, None, curve=[[10, 0.2]]), row("c", 0, None)]
+        sets = {"a": {"a": rows[:1]}}
+        assert _with_unfinished(sets, rows) == {"a": {"a": rows[:1], "b, unfinished": [rows[2]]}}
+        assert sets == {"a": {"a": rows[:1]}}
 
     @pytest.mark.parametrize(
         ("content", "message"), [('{"runs": []}', "no run is finished"), ("[]", "not the record of a study")]
