@@ -23,7 +23,7 @@ DATA holds a folder for each set with images/train, images/val and annotations/t
 folder a run: carry it to another machine and the study goes on there. `run` starts what is missing, each on the device
 that has fewest, goes on with what was interrupted (exactly, from resume.pt), and after `--seconds` stops what still
 runs. Runs of one seed come before those of the next, so that a study that is cut short has whole rows. Small models at
-once on one GPU train faster with NVIDIA's MPS, `nvidia-cuda-mps-control -d` before. `collect` writes the twelve COCO
+once can share a GPU by NVIDIA's MPS, `nvidia-cuda-mps-control -d` before. `collect` writes the twelve COCO
 numbers of every finished run, the size of its model, its curve and how far those are that began, joins times that
 `yolo-lat benchmark` measured, and prints mean and standard deviation over seeds. `draw` makes figures of what it wrote,
 `table` Markdown. `models` writes the changed models and prints the `models=` of a benchmark of all; `sizes` prints
