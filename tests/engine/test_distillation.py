@@ -146,9 +146,7 @@ def test_what_cannot_teach(shapes, tmp_path, teacher, message) -> None:
 def test_a_teacher_of_other_levels(tmp_path: Path) -> None:
     model = YOLOLAT("yolov8-p6.yaml", scale="n")
     model.save(tmp_path / "p6.pt")
-    with pytest.raises(
-        UserError, match=r"^distill_model: the teacher predicts on 4 levels, and the student on 3;"
-    ):
+    with pytest.raises(UserError, match=r"^distill_model: the teacher predicts on 4 levels, and the student on 3;"):
         Distillation(student(), load_teacher(tmp_path / "p6.pt"))
 
 
