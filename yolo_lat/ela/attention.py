@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from yolo_lat.ela.compiling import assume_constant_result
 from yolo_lat.ela.fused import choose_form, query_op, state_op
 from yolo_lat.ela.kernels import HadamardExp, Kernel, LogKernel
 
@@ -42,7 +43,7 @@ def no_autocast(device: str) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if _has_autocast(device) else nullcontext()
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _has_autocast(device: str) -> bool:
     return torch.amp.is_autocast_available(device)
 

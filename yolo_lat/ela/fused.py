@@ -32,6 +32,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from yolo_lat.ela.compiling import assume_constant_result
 from yolo_lat.ela.kernels import HadamardExp, Kernel
 
 Form = Literal["auto", "plain", "fused"]
@@ -129,13 +130,13 @@ def _exporting() -> bool:
     return _export_flag() if hasattr(torch.compiler, "is_exporting") else torch.compiler.is_compiling()
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _export_flag() -> bool:
     """Whether torch.export is at work; inside of what torch 2.11 compiles, is_exporting itself would say yes."""
     return torch.compiler.is_exporting()
 
 
-@torch.compiler.assume_constant_result
+@assume_constant_result
 def _missing(device_type: str, index: int | None) -> str | None:
     """Say what the machine lacks, None if nothing."""
     return _looked_up(device_type, index)
