@@ -153,6 +153,7 @@ def stop_after(parts: int):
     return say
 
 
+@pytest.mark.slow
 def test_a_run_over_tars_goes_on_after_its_last_part(started, options, files, model, tmp_path):
     for number in range(3):
         some = {name: content for index, (name, content) in enumerate(files.items()) if index % 3 == number}

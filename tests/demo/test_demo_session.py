@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 from clips import BLUE, RED, moving, picture, write_clip
+from quick import first
 
 from yolo_lat.demo.options import DemoOptions
 from yolo_lat.demo.records import CSV_COLUMNS
@@ -259,10 +260,7 @@ def long_clip(tmp_path_factory):
     return write_clip(tmp_path_factory.mktemp("long") / "long.mp4", moving(600, step=3), times)
 
 
-SLOW_SIGNAL = pytest.param(signal.SIGTERM, marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, SLOW_SIGNAL])
+@pytest.mark.parametrize("number", first(1, [signal.SIGKILL, signal.SIGINT, signal.SIGTERM]))
 def test_a_run_that_was_ended_goes_on_to_the_same_result(demo, long_clip, detector_file, tmp_path, number):
     Path("zones.yaml").write_text("lines:\n- {name: gate, from: [0.5, 0], to: [0.5, 1]}\n")
     keys = {"part": 20, "batch": 4, "zones": "zones.yaml", "csv": True}

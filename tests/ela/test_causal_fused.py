@@ -130,6 +130,7 @@ class TestOperators:
         plain = with_gradients(attend("plain"), inputs)
         assert_near(results, [x.double() for x in plain], BOUND[dtype])
 
+    @pytest.mark.slow
     def test_many_splits(self) -> None:
         """More of them than the scan takes at once."""
         inputs = self_attention(16 * 16 + 3, 5, 20, heads=1)
@@ -310,6 +311,7 @@ class TestOperators:
         for x, old in zip(room, before, strict=True):
             assert torch.equal(x[..., ::2], old[..., ::2])
 
+    @pytest.mark.slow
     def test_a_step_to_learn_from_takes_the_form_with_gradients(self) -> None:
         inputs = self_attention(1, 8, 16)
         with ela_form("fused"):
@@ -390,6 +392,7 @@ class TestOperators:
         with pytest.raises(RuntimeError, match="no autograd formula"):
             dq.sum().backward()
 
+    @pytest.mark.slow
     def test_what_is_kept_for_gradients(self, monkeypatch) -> None:
         """The inputs, y, log Z, and sums for every split, of which there are few."""
         monkeypatch.setattr(fused, "_FEWEST_TOKENS", 256)

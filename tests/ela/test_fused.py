@@ -28,6 +28,7 @@ DEVICE = torch.device("cuda" if CUDA else "cpu")
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 # Of the largest magnitude. One rounding costs 6e-8, 5e-4 and 4e-3; the interpreter cuts bfloat16 off instead, 8e-3.
 BOUND = {torch.float32: 1e-5, torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
+SLOW = pytest.mark.slow
 EACH_DTYPE = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 Results = list[Tensor]
@@ -115,13 +116,13 @@ class TestOperators:
     @pytest.mark.parametrize(
         ("lq", "lk", "d", "dv"),
         [
-            (1, 1, 8, 16),
+            pytest.param(1, 1, 8, 16, marks=SLOW),
             (1, 3, 16, 8),
             (65, 64, 16, 16),
-            (5, 700, 8, 16),
-            (300, 7, 12, 33),
+            pytest.param(5, 700, 8, 16, marks=SLOW),
+            pytest.param(300, 7, 12, 33, marks=SLOW),
             (17, 100, 33, 12),
-            (33, 63, 64, 64),
+            pytest.param(33, 63, 64, 64, marks=SLOW),
         ],
         ids=lambda n: str(n),
     )
@@ -149,7 +150,7 @@ class TestOperators:
             torch.testing.assert_close(getattr(state, name), getattr(expected, name), rtol=1e-3, atol=1e-2)
 
     @pytest.mark.parametrize("layout", [channels_first, heads_inside, every_second, one_for_all_heads])
-    @pytest.mark.parametrize(("length", "d"), [(80, 8), (75, 16)], ids=["L80-D8", "L75-D16"])
+    @pytest.mark.parametrize(("length", "d"), [pytest.param(80, 8, marks=SLOW), (75, 16)], ids=["L80-D8", "L75-D16"])
     def test_any_strides(self, layout, length: int, d: int) -> None:
         """With results that do not depend on them, channels first where the input is."""
         inputs = tuple(layout(x) for x in triple(length, length, d, 16))
@@ -159,6 +160,7 @@ class TestOperators:
         if layout is channels_first:
             assert [x.stride(2) for x in results] == [1] * 4
 
+    @SLOW
     def test_gradients_of_any_strides(self) -> None:
         inputs = triple(40, 40, 8, 16)
         dy = tokens(1, 2, 40, 16, seed=99)
@@ -172,7 +174,11 @@ class TestOperators:
     @pytest.mark.parametrize(
         ("dtype", "limit", "bound"),
         # A float32 near 1e4 is known to 5e-4, one near 6e4 to 2e-3, and so are the weights of features that compete.
-        [(torch.float32, 1e4, 2e-3), (torch.float16, 3e4, 5e-3), (torch.bfloat16, 3e4, 2e-2)],
+        [
+            pytest.param(torch.float32, 1e4, 2e-3, marks=SLOW),
+            pytest.param(torch.float16, 3e4, 5e-3, marks=SLOW),
+            (torch.bfloat16, 3e4, 2e-2),
+        ],
         ids=["fp32", "fp16", "bf16"],
     )
     @pytest.mark.parametrize("where", ["above", "below", "both", "one feature", "one token"])
@@ -205,6 +211,7 @@ class TestOperators:
         inputs = tokens(1, 1, 20, 8, dtype=torch.float16, scale=2), k, v
         assert_near([attend("fused")(*inputs)], [quadratic(*(x.double() for x in inputs))], BOUND[torch.float16])
 
+    @SLOW
     def test_values_below_the_normal_numbers_of_float16(self) -> None:
         q, k, v = triple(40, 400, 8, 16)
         inputs = q.half(), k.half(), (1e-4 * v).half()
@@ -259,6 +266,7 @@ class TestOperators:
             attend("fused")(q[:, :, :0], k, v)
         assert attend("auto")(q[:, :, :0], k, v).shape == (1, 2, 0, 16)
 
+    @SLOW
     @given(data=st.data())
     @settings(max_examples=6, deadline=None)
     def test_any_shapes(self, data: st.DataObject) -> None:
@@ -272,12 +280,13 @@ class TestOperators:
         for result, expected in zip(results, oracle, strict=True):
             torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=2e-6)
 
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+    @pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=SLOW)], ids=["fp32", "bf16"])
     def test_same_bits_each_time(self, dtype: torch.dtype) -> None:
         inputs = triple(600, 600, 8, 16, dtype, heads=1)
         first, second = (with_gradients(attend("fused"), inputs) for _ in range(2))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
+    @SLOW
     def test_operators_keep_torchs_rules(self) -> None:
         q, k, v = (x.requires_grad_() for x in triple(30, 40, 8, 16))
         k = channels_first(k.detach()).requires_grad_()
@@ -303,6 +312,7 @@ class TestOperators:
         assert {t.data_ptr() for t in (q, k, v)} <= {x.data_ptr() for x in kept}
         assert 0 < max(x.numel() for x in own) <= 8 * 16
 
+    @SLOW
     def test_offsets_beyond_32_bits(self) -> None:
         """The third head lies 2³¹ elements behind the first, in memory that is never touched in between."""
         inputs = triple(20, 20, 8, 16, torch.float16, heads=3)
@@ -466,12 +476,22 @@ class TestOnCuda:
 
 @pytest.mark.skipif(INTERPRETED, reason="this process is the interpreter's")
 def test_kernels_in_the_interpreter() -> None:
+    run_interpreted()
+
+
+@SLOW
+@pytest.mark.skipif(INTERPRETED, reason="this process is the interpreter's")
+def test_more_of_the_kernels_in_the_interpreter() -> None:
+    run_interpreted("-m", "slow")
+
+
+def run_interpreted(*selection: str) -> None:
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-k", "TestOperators", __file__]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.run(
-        command,
+        [*command, *selection],
         cwd=Path(__file__).parents[2],
         env=environment | {"TRITON_INTERPRET": "1"},
         capture_output=True,

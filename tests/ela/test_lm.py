@@ -107,6 +107,7 @@ def test_generation_takes_the_likeliest_token_each_time(attention):
     torch.testing.assert_close(model.generate(text(5), 6), tokens[:, 5:])
 
 
+@pytest.mark.slow
 def test_it_learns_what_attention_alone_can_know():
     """The first token of a sequence comes again after a mark at its end."""
     torch.manual_seed(0)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from quick import first
 from safetensors.torch import load_file
 
 from yolo_lat import YOLOLAT
@@ -35,7 +36,7 @@ def train(shapes, project, model="yolo-lat-p", **changed):
     return yolo
 
 
-@pytest.mark.parametrize("model", ["yolo-lat-p", pytest.param("yolov8n.yaml", marks=pytest.mark.slow), "yolo26n.yaml"])
+@pytest.mark.parametrize("model", first(1, ["yolo-lat-p", "yolov8n.yaml", "yolo26n.yaml"]))
 def test_models_train_and_leave_what_other_trainings_leave(shapes, tmp_path, model) -> None:
     yolo = train(shapes, tmp_path, model, plots=model == "yolo-lat-p")
     found = rows(tmp_path)
@@ -95,7 +96,7 @@ def test_mosaic_closes(shapes, tmp_path) -> None:
     assert used == [1.0] * 3 + [0.0] * 3
 
 
-@pytest.mark.parametrize("cache", ["device", "ram"])
+@pytest.mark.parametrize("cache", first(1, ["device", "ram"]))
 def test_validation_every_few_epochs(shapes, tmp_path, cache) -> None:
     train(shapes, tmp_path, cache=cache, epochs=5, val_period=2)
     ap = [float(row["metrics/mAP50-95(B)"]) for row in rows(tmp_path)]
@@ -141,6 +142,7 @@ def saved(monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_short_epochs_have_a_checkpoint_every_ten_seconds(shapes, tmp_path, saved) -> None:
     """And where it is the first or the last, was validated, or `save_period` asks for one."""
     assert saved(shapes, tmp_path, [4] * 9, epochs=9, val_period=9, save_period=5) == [0, 3, 5, 8]
@@ -189,6 +191,7 @@ def test_own_options_have_defaults_and_leave_the_rest() -> None:
     assert logger_names(None) == logger_names("") == logger_names([]) == []
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights_and_another_does_not(shapes, tmp_path) -> None:
     weights = []
     for number, seed in enumerate((1, 1, 2)):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick import first
 from safetensors.torch import load_file
 from ultralytics.cfg import get_cfg
 from ultralytics.nn.distill_model import DistillationModel
@@ -84,7 +85,8 @@ def test_what_the_student_has_of_the_teacher_is_not_in_its_average() -> None:
     assert any(module._forward_hooks for module in network.student_model.modules())
 
 
-@pytest.mark.parametrize("cache", [pytest.param(False, marks=pytest.mark.slow), "device"])
+@pytest.mark.parametrize("cache", first(1, ["device", False]))
+@pytest.mark.slow
 def test_a_training_goes_on_with_its_teacher_and_leaves_the_student_alone(shapes, tmp_path, cache) -> None:
     def stop(trainer) -> None:
         if trainer.epoch == 2:
@@ -106,7 +108,7 @@ def test_a_training_goes_on_with_its_teacher_and_leaves_the_student_alone(shapes
     assert 0 < losses[2] < losses[0]
 
 
-@pytest.mark.parametrize("teacher", [None, TEACHER])
+@pytest.mark.parametrize("teacher", first(1, [None, TEACHER]))
 def test_a_training_that_breaks_goes_on_from_its_checkpoint(shapes, tmp_path, teacher) -> None:
     broken = []
 

@@ -11,6 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import numpy_helper
+from quick import first
 
 import yolo_lat.engine.export as export_module
 from yolo_lat import YOLOLAT
@@ -58,7 +59,7 @@ def expected_raw(run, images: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", first(1, KINDS))
 def test_dynamic_files_give_the_models_results_at_other_sizes_and_batches(run, frames, tmp_path, kind, half):
     file = exported(run.best, tmp_path, dynamic=True, half=half, simplify=False, **KINDS[kind])
     found = run_file(file, to_input(frames))
@@ -113,6 +114,7 @@ def normalise(model: torch.nn.Module) -> None:
 
 
 @pytest.mark.parametrize("name", ["yolo26n.yaml"])
+@pytest.mark.slow
 def test_a_head_without_nms_returns_the_best_boxes_at_smaller_and_larger_sizes(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
@@ -131,7 +133,7 @@ def test_a_head_without_nms_returns_the_best_boxes_at_smaller_and_larger_sizes(t
         assert same.mean() > 0.9  # nearly equal scores may swap
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["fp32", "fp16"])
+@pytest.mark.parametrize("half", first(1, [False, True]), ids=["fp32", "fp16"])
 def test_bytes_give_bit_for_bit_what_floats_give(run, frames, tmp_path, half):
     arguments = {"dynamic": True, "half": half, "simplify": False}
     plain = run_file(exported(run.best, tmp_path, **arguments), to_input(frames))
@@ -140,7 +142,7 @@ def test_bytes_give_bit_for_bit_what_floats_give(run, frames, tmp_path, half):
     np.testing.assert_array_equal(run_file(file, np.stack(frames)), plain)
 
 
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamic", first(1, [False, True]), ids=["static", "dynamic"])
 def test_files_for_a_gpu_and_for_a_cpu_give_the_same_results(run, frames, tmp_path, dynamic):
     photos = [cv2.imread(str(file)) for file in check_files(None)]
     sizes = [(SIZE, SIZE), (64, 128), (320, 288)] if dynamic else [(SIZE, SIZE)]
@@ -226,6 +228,7 @@ def test_a_weight_beyond_float16_is_an_error(run, tmp_path):
             to_half(changed)
 
 
+@pytest.mark.slow
 def test_metadata_tell_what_the_file_is_and_not_where_it_was_made(run, tmp_path):
     for arguments in ({}, {"quantize": 16, "nms": True, "data": str(run.data)}):
         file = exported(run.best, tmp_path, dynamic=True, simplify=False, **arguments)

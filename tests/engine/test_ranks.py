@@ -100,6 +100,7 @@ class TestTwoProcesses:
         assert [row[0] for row in epochs(pair, "two")] == ["1", "2"]
         assert sorted(f.name for f in pair.iterdir() if f.is_dir() and f.name.startswith("two")) == ["two"]
 
+    @pytest.mark.slow
     def test_that_a_trainer_launches_train_like_any(self, run, pair, monkeypatch) -> None:
         """What `device=0,1` does, with processes that have no GPU."""
         monkeypatch.setenv("PYTHONPATH", str(REPO))
@@ -118,6 +119,7 @@ def die_as_the_second(trainer: LatTrainer) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_a_trainer_names_the_process_that_it_lost(run, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(REPO))
     args = ARGS | {"data": str(run.data), "project": str(tmp_path), "name": "lost", "model": str(run.safetensors)}
@@ -128,6 +130,7 @@ def test_a_trainer_names_the_process_that_it_lost(run, tmp_path, monkeypatch) ->
         launch.run(trainer, 2)
 
 
+@pytest.mark.slow
 def test_images_on_the_device_are_shared_out(run, tmp_path) -> None:
     done = train(run.data, tmp_path, "two", *TORCHRUN, weights=str(run.safetensors), cache="device")
     assert done.returncode == 0, done.stderr[-3000:]
@@ -153,6 +156,7 @@ class TestAKilledProcess:
         assert f"{said}{tmp_path}/two/weights/last.pt" in done.stderr
         assert (tmp_path / "two/weights/resume.pt").is_file()
 
+    @pytest.mark.slow
     def test_is_replaced_by_max_restarts_and_the_end_is_the_same(self, run, pair) -> None:
         done = train(
             run.data, pair, "again", *TORCHRUN, "--max-restarts", "1", die=4, weights=str(run.safetensors), **EXACT
@@ -200,6 +204,7 @@ class TestRefusals:
             YOLOLAT("yolo-lat-p").train(data=shapes, sync_bn=True, project=tmp_path, device="cpu")
         assert not list(tmp_path.iterdir())
 
+    @pytest.mark.slow
     def test_are_told_once(self, shapes, tmp_path) -> None:
         command = [*TORCHRUN, "-m", "yolo_lat", "train", "model=yolo-lat-p", f"data={shapes}", "batch=9", "device=cpu"]
         environment = os.environ | {"PYTHONPATH": str(REPO)}

@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from PIL import Image
+from quick import first
 from scenes import drawn, found, guesses, scene
 
 from yolo_lat.engine import report
@@ -94,7 +95,7 @@ def picture(path):
         return np.asarray(image.convert("RGB")).astype(float)
 
 
-@pytest.mark.parametrize("classes", [1, 2, 12, 21, 80])
+@pytest.mark.parametrize("classes", first(2, [1, 12, 2, 21, 80]))
 def test_figures_are_pictures_at_any_number_of_classes(classes, tmp_path):
     split, rows = many(classes)
     files = evaluate_detections(split, rows).write(tmp_path, split, report.about())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick import first
 from safetensors.torch import load_file
 
 from yolo_lat import YOLOLAT
@@ -107,9 +108,9 @@ def test_a_training_goes_on_from_a_checkpoint_some_epochs_ago(shapes, tmp_path) 
     [
         pytest.param("False", PLACES[0], marks=pytest.mark.slow),
         ("device", PLACES[0]),
-        ("ram", PLACES[1]),
+        pytest.param("ram", PLACES[1], marks=pytest.mark.slow),
         pytest.param("device", PLACES[1], marks=pytest.mark.slow),
-        ("False", PLACES[2]),
+        pytest.param("False", PLACES[2], marks=pytest.mark.slow),
         pytest.param("False", PLACES[3], marks=pytest.mark.slow),
         pytest.param("ram", PLACES[4], marks=pytest.mark.slow),
     ],
@@ -131,6 +132,7 @@ def test_a_killed_training_ends_with_the_same_weights_bit_for_bit(whole, shapes,
     ]
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_in_the_folder_of_its_checkpoint(shapes, tmp_path) -> None:
     assert train(shapes, tmp_path / "here", "False", 0, PLACES[0]) == -signal.SIGKILL
     (tmp_path / "here").rename(tmp_path / "there")
@@ -139,6 +141,7 @@ def test_a_training_goes_on_in_the_folder_of_its_checkpoint(shapes, tmp_path) ->
     assert not (tmp_path / "here").exists()
 
 
+@pytest.mark.slow
 def test_other_samples_give_other_weights(whole) -> None:
     """Else equality above would prove nothing: with cache=ram a mosaic draws from all images."""
     assert any(not torch.equal(a, b) for a, b in zip(whole("False")[0].values(), whole("ram")[0].values(), strict=True))
@@ -181,7 +184,7 @@ def test_a_damaged_state_is_named(tmp_path, content) -> None:
     assert read_state(tmp_path / "elsewhere/last.pt") is None
 
 
-@pytest.mark.parametrize("file", ["last.pt", "best.pt", "resume.pt"])
+@pytest.mark.parametrize("file", first(1, ["last.pt", "best.pt", "resume.pt"]))
 def test_a_full_disk_stops_the_training_and_keeps_what_was_saved(shapes, tmp_path, monkeypatch, file) -> None:
     write, written = Path.write_bytes, []
 

@@ -37,6 +37,7 @@ def python(tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_plain_ultralytics_takes_our_checkpoint(run, txt_data, tmp_path, python):
     shutil.copytree(txt_data.parent, tmp_path / "data")  # Ultralytics writes caches beside the data
     (tmp_path / "data.yaml").write_text(txt_data.read_text().replace(str(txt_data.parent), str(tmp_path / "data")))
@@ -96,11 +97,13 @@ def test_telemetry_is_off_even_where_the_engine_would_send_it(monkeypatch):
     assert events.enabled is False
 
 
-def test_an_image_that_is_none_starts_no_install(tmp_path, python):
+def test_an_image_that_is_none_starts_neither_an_install_nor_the_compiler(tmp_path, python):
     (tmp_path / "a.jpg").write_bytes(b"text")
     output = python("""
+        import sys
         from pathlib import Path
         from yolo_lat import YOLOLAT
+        print("COMPILER", "torch._dynamo" in sys.modules)
         from yolo_lat.data.images import image_size
         try:
             image_size(Path("a.jpg"))
@@ -109,3 +112,4 @@ def test_an_image_that_is_none_starts_no_install(tmp_path, python):
         """)
     assert "REFUSED a.jpg: broken image (cannot identify image file" in output
     assert "pi-heif" not in output
+    assert "COMPILER False" in output  # it takes two seconds to import

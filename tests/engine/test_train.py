@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from quick import first
 from small_training import EPOCHS, TRAIN
 
 from yolo_lat import YOLOLAT
@@ -44,6 +45,7 @@ def test_results_csv_holds_coco_numbers(run, shapes, tmp_path):
     assert found[0]["AP"] > 0.001
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_losses(shapes, tmp_path):
     for name, seed in (("a", 5), ("b", 5), ("c", 6)):
         YOLOLAT("yolo-lat-p").train(data=shapes, epochs=1, seed=seed, project=tmp_path, name=name, **QUICK)
@@ -73,7 +75,7 @@ def interrupted(shapes, tmp_path_factory):
     return project / "a"
 
 
-@pytest.mark.parametrize("way", ["path", "True"])
+@pytest.mark.parametrize("way", first(1, ["path", "True"]))
 def test_an_interrupted_training_goes_on(interrupted, tmp_path, way):
     shutil.copytree(interrupted, tmp_path / "a")
     last = tmp_path / "a/weights/last.pt"
@@ -126,6 +128,7 @@ def test_fine_tuning_starts_from_the_weights(run, shapes, tmp_path):
         assert torch.allclose(start[key].float(), trained[key].float(), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_stock_models_train_too(shapes, tmp_path):
     metrics = YOLOLAT("yolov8n.yaml").train(data=shapes, epochs=1, project=tmp_path, **QUICK)
     assert set(metrics.coco) > {"AP", "AR100"}
@@ -198,7 +201,7 @@ def test_augmentations_of_a_recipe_are_applied_to_every_batch(shapes, tmp_path):
     assert not yaml.safe_load((tmp_path / "without/args.yaml").read_text())["augmentations"]
 
 
-@pytest.mark.parametrize("way", ["path", "True"])
+@pytest.mark.parametrize("way", first(1, ["path", "True"]))
 def test_augmentations_go_on_after_an_interruption(shapes, tmp_path, way):
     albumentations = pytest.importorskip("albumentations")
     entries = ["HorizontalFlip", albumentations.ToGray(p=1)] if way == "path" else GREY

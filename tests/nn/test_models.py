@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from quick import first
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import Conv
 from ultralytics.utils import DEFAULT_CFG, DEFAULT_CFG_PATH
@@ -54,7 +55,7 @@ def exercise(name: str) -> None:
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in copy.deepcopy(model).deploy().modules())
 
 
-@pytest.mark.parametrize("name", names(large=False))
+@pytest.mark.parametrize("name", first(6, names(large=False)))
 def test_model_trains_a_step_and_deploys(name: str) -> None:
     exercise(name)
 
@@ -202,7 +203,7 @@ STOCK = (
 )
 
 
-@pytest.mark.parametrize("name", STOCK)
+@pytest.mark.parametrize("name", first(4, STOCK))
 def test_stock_yaml_parses_identically(name: str) -> None:
     """With the package installed in Ultralytics, a stock YAML gives the same layers and the same initial weights."""
     content = tasks.yaml_model_load(f"{name}.yaml")

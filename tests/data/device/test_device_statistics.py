@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from device_samples import cached, generator, write_split
+from quick import first
 from ultralytics.data.augment import RandomPerspective
 
 from yolo_lat.data.device.plan import Augment, compose, draw, invert
@@ -39,7 +40,7 @@ def tool():
     return module
 
 
-@pytest.mark.parametrize("settings", [{}, MANY, {"mosaic": 0.0}], ids=["default", "many", "no mosaic"])
+@pytest.mark.parametrize("settings", first(1, [{}, MANY, {"mosaic": 0.0}]), ids=["default", "many", "no mosaic"])
 def test_samples_are_distributed_as_ultralytics(tmp_path, tool, settings):
     split = write_split(tmp_path, 40, seed=1)
     settings = {"imgsz": 64, **settings}
@@ -50,6 +51,7 @@ def test_samples_are_distributed_as_ultralytics(tmp_path, tool, settings):
     assert max(deviations.values()) < 4, deviations
 
 
+@pytest.mark.slow
 def test_the_comparison_sees_small_changes(tmp_path, tool):
     split = write_split(tmp_path, 40, seed=1)
     plain = tool.measure(tool.device_samples(split, 800, {"imgsz": 64}))
@@ -97,6 +99,7 @@ def test_cutouts_lie_inside_and_have_their_share(tmp_path):
     assert 0.01 < area.min() < area.max() <= 0.2
 
 
+@pytest.mark.slow
 def test_the_tool_writes_its_record_and_figure(shapes, tmp_path):
     out = tmp_path / "statistics.json"
     command = [sys.executable, str(TOOL), str(out), str(shapes), "64", "30"]

@@ -188,6 +188,7 @@ def test_a_named_model_is_exported_counted_and_measured(cli):
     assert re.search(r"yolo-lat-p +0\.2\d M +0\.0\d +random weights +forward +\d", result.out)
 
 
+@pytest.mark.slow
 def test_files_are_found_again_while_nothing_changed(tmp_path):
     entry, cell, variant = Entry("p", "yolo-lat-p.yaml"), Cell(64, 1, "fp32", "forward"), VARIANTS[0]
     first = make_file(entry, cell, variant, "cpu", 0, tmp_path)
