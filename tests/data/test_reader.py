@@ -1,6 +1,7 @@
 """What the readers of all formats have in common: the same boxes, and faults collected or refused alike."""
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -111,6 +112,15 @@ FAULTS = {
     ),
     "labels": lambda text: text.replace("0.35", "x", 1).replace("<xmin>7", "<xmin>x").replace("6,\n", '"x",\n', 1),
 }
+
+
+def test_a_refusal_leaves_no_thread_behind(root):
+    """Else whoever holds the error holds them, and the collection of such garbage can wait for a lock of its own."""
+    (root / "images/c.png").write_bytes(b"no image")
+    before = threading.active_count()
+    with pytest.raises(UserError) as held:
+        read_split(load_dataset(root / "data.yaml"), "train", progress=False)
+    assert threading.active_count() == before, held
 
 
 @pytest.mark.parametrize("kind", FAULTS)

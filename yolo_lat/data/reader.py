@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import track
 
 from yolo_lat.data.coco_json import read_coco
 from yolo_lat.data.faults import Fault, Report, refuse
@@ -20,6 +16,7 @@ from yolo_lat.data.spec import DatasetSpec
 from yolo_lat.data.voc_xml import read_voc_labels
 from yolo_lat.data.yolo_txt import label_file, read_yolo_labels
 from yolo_lat.errors import UserError
+from yolo_lat.progress import show_progress
 
 _BATCH = 1024  # images whose reading is queued at a time: bounds memory, whatever their number
 Look = Callable[[Path], tuple[int, int]]
@@ -73,32 +70,22 @@ def _about(image: Path, report: Report) -> Report:
 
 def _measure(paths: list[Path], name: str, progress: bool, report: Report, look: Look) -> list[tuple[int, int] | None]:
     """Return what `look` says of each image, None where it refused and `report` let that pass."""
-    hidden = not (progress and sys.stderr.isatty())
-    sizes: list[tuple[int, int] | None] = []
-    looks = track(
-        _in_threads(paths, look),
-        f"Reading {name}",
-        len(paths),
-        console=Console(stderr=True),
-        disable=hidden,
-        transient=True,
-    )
-    for path, found in zip(paths, looks, strict=True):
-        if isinstance(found, UserError):
-            report(Fault("image", path, str(found), path))
-            sizes.append(None)
-        else:
-            sizes.append(found)
-    return sizes
 
-
-def _in_threads(paths: list[Path], look: Look) -> Iterator[tuple[int, int] | UserError]:
     def attempt(path: Path) -> tuple[int, int] | UserError:
         try:
             return look(path)
         except UserError as error:
             return error
 
-    with ThreadPoolExecutor() as pool:
+    sizes: list[tuple[int, int] | None] = []
+    with ThreadPoolExecutor() as pool, show_progress(f"Reading {name}", len(paths), progress) as advance:
         for start in range(0, len(paths), _BATCH):
-            yield from pool.map(attempt, paths[start : start + _BATCH])
+            batch = paths[start : start + _BATCH]
+            for path, found in zip(batch, pool.map(attempt, batch), strict=True):
+                if isinstance(found, UserError):
+                    report(Fault("image", path, str(found), path))
+                    sizes.append(None)
+                else:
+                    sizes.append(found)
+                advance()
+    return sizes

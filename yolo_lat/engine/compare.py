@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from textwrap import fill
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 
 from yolo_lat.data.files import read_json
@@ -36,6 +33,7 @@ from yolo_lat.engine.bootstrap import (
 from yolo_lat.engine.evaluate import COCO_NUMBERS, read_results
 from yolo_lat.engine.report import ground_truth_hash
 from yolo_lat.errors import UserError
+from yolo_lat.progress import show_progress
 from yolo_lat.unfinished import whole_file, write_whole
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
@@ -46,7 +44,6 @@ COVERS = (
 _MIN_RESAMPLES = 100
 _BATCH = 100
 _SAME = 1e-9  # between recorded and recomputed numbers
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -203,15 +200,18 @@ def compare_runs(
         raise UserError(f"confidence={confidence}: not between 0 and 1; give 0.95 for 95 percent")
     chosen = _read_runs(runs)
     split = _ground_truth(chosen[0], progress)
-    matches = [_match(run, split) for run in _bar(chosen, "Matching", len(chosen), progress)]
+    matches = []
+    with show_progress("Matching", len(chosen), progress) as advance:
+        for run in chosen:
+            matches.append(_match(run, split))
+            advance()
     images = len(split.images)
     every = np.ones((1, images), dtype=np.int32)
-    batches = [
-        [match.numbers(counts) for match in matches]
-        for counts in _bar(
-            resample_images(images, resamples, seed, _BATCH), "Resampling", -(-resamples // _BATCH), progress
-        )
-    ]
+    batches = []
+    with show_progress("Resampling", -(-resamples // _BATCH), progress) as advance:
+        for counts in resample_images(images, resamples, seed, _BATCH):
+            batches.append([match.numbers(counts) for match in matches])
+            advance()
     values = np.concatenate([match.numbers(every) for match in matches])
     resampled = np.concatenate([np.stack(batch) for batch in batches], axis=1)
     return Comparison(tuple(chosen), split.name, images, values, resampled, seed, confidence)
@@ -283,11 +283,6 @@ def _match(run: Run, split: DetectionSplit) -> Matches:
                 "the other; validate the model again"
             )
     return matches
-
-
-def _bar(items: Iterable[_T], label: str, total: int, progress: bool) -> Iterable[_T]:
-    hidden = not (progress and sys.stderr.isatty())
-    return track(items, label, total, console=Console(stderr=True), disable=hidden, transient=True)
 
 
 def _draw(axes: Axes, found: Sequence[Interval], run: int, runs: int, label: str) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 
-from rich.console import Console
-from rich.progress import track
 from rich.table import Table
 from ultralytics.nn.tasks import DetectionModel
 
 from yolo_lat.nn.complexity import count_gflops, count_parameters
 from yolo_lat.nn.model import LatModel
 from yolo_lat.nn.zoo import load_model_yaml, model_names
+from yolo_lat.progress import show_progress
 
 BASELINES = tuple(f"yolo{version}{scale}.yaml" for version in ("v8", "11", "12", "26") for scale in "ns")
 
@@ -33,16 +32,18 @@ def size_table(imgsz: int = 640, classes: int = 80) -> Table:
     for column in ("parameters, trained", "deployed", "GFLOPs"):
         table.add_column(column, justify="right")
     names = [*model_names(), *BASELINES]
-    for name in track(names, "Counting", console=Console(stderr=True), transient=True):
-        model = LatModel(load_model_yaml(name), nc=classes, verbose=False)
-        deployed, gflops = count_deployed(model, imgsz)
-        table.add_row(
-            name.removesuffix(".yaml"),
-            f"{count_parameters(model):,}",
-            f"{deployed:,}",
-            f"{gflops:.2f}",
-            end_section=name.endswith("-x"),
-        )
+    with show_progress("Counting", len(names)) as advance:
+        for name in names:
+            model = LatModel(load_model_yaml(name), nc=classes, verbose=False)
+            deployed, gflops = count_deployed(model, imgsz)
+            table.add_row(
+                name.removesuffix(".yaml"),
+                f"{count_parameters(model):,}",
+                f"{deployed:,}",
+                f"{gflops:.2f}",
+                end_section=name.endswith("-x"),
+            )
+            advance()
     return table
 
 

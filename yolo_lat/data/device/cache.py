@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ import cv2
 import numpy as np
 import psutil
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 from ultralytics.utils import LOGGER, colorstr
 from ultralytics.utils.patches import imread
@@ -24,6 +21,7 @@ from yolo_lat.data.dataset import training_label
 from yolo_lat.data.images import image_size
 from yolo_lat.data.labels import DetectionSplit, ImageLabels
 from yolo_lat.errors import UserError
+from yolo_lat.progress import show_progress
 
 USABLE = 0.8  # of the free memory; the rest is left to the model
 _NAMED = 20  # broken images that an error names
@@ -204,17 +202,11 @@ def _fill(
         pixels[start : start + image.size] = torch.from_numpy(np.ascontiguousarray(image).reshape(-1))
         return ""
 
-    with ThreadPoolExecutor(workers) as pool:
-        total = len(split.images)
-        steps = track(
-            pool.map(decode, range(total)),
-            f"{split.name}: decoding",
-            total,
-            console=Console(stderr=True),
-            disable=not (progress and sys.stderr.isatty()),
-            transient=True,
-        )
-        broken = [answer for answer in steps if answer]
+    total, broken = len(split.images), []
+    with ThreadPoolExecutor(workers) as pool, show_progress(f"{split.name}: decoding", total, progress) as advance:
+        for answer in pool.map(decode, range(total)):
+            broken += [answer] if answer else []
+            advance()
     if broken:
         more = f"\n... and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
         named = "\n".join(broken[:_NAMED])
