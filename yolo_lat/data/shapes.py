@@ -7,6 +7,7 @@ the border. Everything follows from the seed, so two machines with the same libr
 from __future__ import annotations
 
 import colorsys
+import errno
 import itertools
 import json
 import math
@@ -380,6 +381,20 @@ def _holds(root: Path, record: dict[str, int]) -> bool:
         return False
 
 
+def _in_use(root: Path) -> bool:
+    """Whether `root` is a file, or holds something and no set; another process may replace it at any moment."""
+    while True:
+        try:
+            place = root.stat().st_ino
+            names = [path.name for path in root.iterdir()]
+            if place == root.stat().st_ino:
+                return bool(names) and "shapes.json" not in names
+        except FileNotFoundError:
+            return False
+        except NotADirectoryError:
+            return True
+
+
 def _move_into_place(workshop: Path, root: Path, record: dict[str, int]) -> None:
     """Rename `workshop/new` to `root`, whatever set is there now; another process may do the same at any moment."""
     for attempt in itertools.count():
@@ -388,9 +403,9 @@ def _move_into_place(workshop: Path, root: Path, record: dict[str, int]) -> None
         try:
             (workshop / "new").rename(root)
             return
-        except OSError:
+        except OSError as error:
             # Another process filled the place in between: its set serves as well if it is the same, else try again.
-            if not root.exists():
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             if _holds(root, record):
                 return
@@ -421,7 +436,7 @@ def generate(root: Path, config: ShapesConfig = ShapesConfig(), progress: bool =
     workshop = root.parent / f".{root.name}-{uuid.uuid4().hex}"
     made = workshop / "new"
     try:
-        if root.exists() and not (root / "shapes.json").exists() and (root.is_file() or any(root.iterdir())):
+        if _in_use(root):
             raise UserError(f"shapes: {root} is in use for something else, choose an empty or a new folder")
         made.mkdir(parents=True)
         with Progress(console=Console(stderr=True), disable=not progress) as bar:
