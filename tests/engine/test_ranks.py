@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 from hypothesis import given
@@ -263,10 +264,14 @@ def from_main(value):
     return json.loads(place.read_text())
 watch = RankWatch(rank, ranks, rank == 0, "localhost", from_main)
 watch.hint = "; go on"
-if what == "fork" and os.fork() == 0:
-    os.closerange(0, 3)
-    time.sleep(30)
-    os._exit(0)
+if what == "fork":
+    child = os.fork()
+    if child == 0:
+        os.closerange(0, 3)
+        time.sleep(30)
+        os._exit(0)
+    with open(os.path.join(folder, f"child-{rank}"), "w") as file:
+        file.write(str(child))
 print("watching", flush=True)
 sys.stdin.readline()
 if what == "close":
@@ -313,6 +318,35 @@ class TestRankWatch:
         processes[1].send_signal(signal.SIGKILL)
         assert processes[0].wait(10) == 1
         assert "error: rank 1 (process " in processes[0].stderr.read()
+
+    def test_names_who_ended_though_asked_to_end_before_that_was_seen(self, start) -> None:
+        """As whoever started them may: a process that cannot run finds both when it goes on."""
+        processes = start(2)
+        processes[0].send_signal(signal.SIGSTOP)
+        processes[1].kill()
+        processes[1].wait(10)
+        processes[0].send_signal(signal.SIGTERM)
+        processes[0].send_signal(signal.SIGCONT)
+        assert processes[0].wait(10) == 1
+        assert "error: rank 1 (process " in processes[0].stderr.read()
+
+    def test_ends_without_a_word_when_asked_to(self, start) -> None:
+        processes = start(2)
+        processes[0].terminate()
+        assert processes[0].wait(10) == 143
+        assert processes[0].stderr.read() == ""
+        assert processes[1].wait(10) == 1
+
+    def test_leaves_signals_of_forked_processes_alone(self, start, tmp_path) -> None:
+        processes = start(2, "fork")
+        child = psutil.Process(int((tmp_path / "child-0").read_text()))
+        child.terminate()
+        deadline = time.monotonic() + 10
+        while child.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(0.2)
+        assert processes[0].poll() is None
 
     def test_is_silent_when_all_are_done(self, start) -> None:
         processes = start(3, "close")

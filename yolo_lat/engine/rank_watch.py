@@ -3,6 +3,9 @@
 A process that waits for another in a collective operation would wait for hours. So each holds a connection to the first
 one, and nothing is sent on it: when a process ends, however, its system closes the connection, and when a machine is
 gone, TCP's own keep-alive finds out within 20 seconds. Neither depends on what Python is busy with.
+
+Whoever started the processes may notice too, and end the others: SIGTERM waits until the connections have been looked
+at, so that the word is said all the same.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import os
 import secrets
 import selectors
+import signal
 import socket
 import sys
 import threading
@@ -19,7 +23,8 @@ from typing import Any, cast
 
 _DONE, _TOLD = b"done\n", b"told\n"
 KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds, seconds, attempts
-_FAILED, _REFUSED = 1, 2  # exit status: without the others, and when the user has been told what is wrong
+# Exit status: without the others, when the user has been told what is wrong, and of who was asked to end.
+_FAILED, _REFUSED, _TERMINATED = 1, 2, 128 + signal.SIGTERM
 _LINE = 400  # bytes of a message at most
 _MEETING = 60  # seconds in which all have to meet
 
@@ -66,6 +71,7 @@ class RankWatch:
                         self._add(peer, int(number))
                     else:
                         peer.close()
+        self._signals = _terminations()
         if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
             os.register_at_fork(after_in_child=self._let_go)
         threading.Thread(target=self._watch, name="rank watch", daemon=True).start()
@@ -84,6 +90,9 @@ class RankWatch:
         """Close the connections in a forked process, a data loader's worker say: open ones would outlive this one."""
         for peer in self._peers:
             peer.close()
+        if self._signals:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _say(self, message: bytes, but: str = "") -> None:
         for peer, number in self._peers.items():
@@ -103,19 +112,26 @@ class RankWatch:
         with selectors.DefaultSelector() as selector:
             for connection in self._peers:
                 selector.register(connection, selectors.EVENT_READ)
+            if self._signals:
+                selector.register(self._signals, selectors.EVENT_READ)
+            ending = False
             while selector.get_map():
-                for key, _ in selector.select():
-                    peer = cast(socket.socket, key.fileobj)
+                ready = [cast(socket.socket, key.fileobj) for key, _ in selector.select(0 if ending else None)]
+                for peer in ready:
                     try:
                         said = peer.recv(_LINE)
                     except OSError:
                         said = b""
-                    if said == _DONE:
-                        selector.unregister(peer)
+                    if peer is self._signals:
+                        ending = ending or signal.SIGTERM in said
                     elif said == _TOLD:
                         os._exit(_REFUSED)
-                    elif not self._closing:
+                    elif said == _DONE or self._closing:
+                        selector.unregister(peer)
+                    else:
                         self._end(said.decode(errors="replace").strip() or self._names[self._peers[peer]])
+                if ending and not ready:
+                    os._exit(_TERMINATED)
 
     def _end(self, name: str) -> None:
         """Tell the others and the user who has ended, and end."""
@@ -124,6 +140,21 @@ class RankWatch:
         if self._speaks or (self._rank == 1 and name == self._names[0]):
             print(f"yolo-lat: error: {name} has ended before the training{self.hint}", file=sys.stderr, flush=True)
         os._exit(_FAILED)
+
+
+def _terminations() -> socket.socket | None:
+    """Have SIGTERM end nothing, and return the socket that tells of it at once, whatever the main thread is busy with.
+
+    None where somebody else handles it already, or it cannot be handled: it ends the process, or not, as before.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        return None
+    told, tells = socket.socketpair()
+    tells.setblocking(False)
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(tells.detach(), warn_on_full_buffer=False)
+    return told
 
 
 def _server() -> socket.socket:
