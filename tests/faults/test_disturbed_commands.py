@@ -146,4 +146,6 @@ def test_a_moved_folder_and_other_bytes_are_noticed(commands, material, tmp_path
         return place, seconds
 
     monkeypatch.setattr(Killer, "_undisturbed", tampered)
-    assert set(killer.convert(1).lost) == {"another tree, or something left behind"}  # of a kill that came too late too
+    lost = set(killer.convert(1).lost)
+    assert "another tree, or something left behind" in lost
+    assert lost <= {"another tree, or something left behind", "the folder is there and not whole"}  # by a late kill
