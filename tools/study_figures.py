@@ -23,7 +23,7 @@ Groups = dict[str, list[dict[str, Any]]]  # finished runs of one data set, by ro
 
 
 def draw_study(record: Path, folder: Path) -> list[Path]:
-    """Draw what a record has data for and return the files: NAME-pareto.png, -convergence.png and -changes.png.
+    """Draw what a record has data for: NAME-pareto.png, -convergence.png, -losses.png and -changes.png; returns those.
 
     Raises:
         UserError: no record of a study, or one without a finished run.
@@ -43,6 +43,9 @@ def draw_study(record: Path, folder: Path) -> list[Path]:
     if any("curve" in row for row in rows):
         curves = _with_unfinished(sets, rows)
         written.append(_save(folder / f"{record.stem}-convergence.png", curves, _convergence, "AP over epochs"))
+        if any("losses" in row for row in rows):
+            title = "Loss of classes on training and validation images, over epochs"
+            written.append(_save(folder / f"{record.stem}-losses.png", curves, _losses, title))
     if any(differences(by_name) for by_name in sets.values()):
         title = "What a change does to AP, mean and standard deviation over seeds"
         written.append(_save(folder / f"{record.stem}-changes.png", sets, _changes, title))
@@ -64,7 +67,8 @@ def _save(file: Path, sets: dict[str, Groups], panel: Callable[[Axes, Groups], N
     for (data, groups), axes in zip(sets.items(), figure.subplots(1, len(sets), squeeze=False)[0], strict=True):
         seeds = {len(found) for found in groups.values()}
         few, many = min(seeds), max(seeds)
-        axes.set_title(f"{data}, {few if few == many else f'{few} to {many}'} seeds", fontsize=10)
+        count = f"{few} to {many}" if few < many else few
+        axes.set_title(f"{data}, {count} seed{'s' * (many != 1)}", fontsize=10)
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
         panel(axes, groups)
@@ -130,6 +134,22 @@ def _convergence(axes: Axes, groups: Groups) -> None:
         axes.plot([there], [shared[there]], "o", color=style["color"], markersize=4)
     axes.set_xlabel("epoch; the mark is where 90% of the best AP is reached")
     axes.set_ylabel("AP")
+    axes.legend(fontsize=6, ncols=2)
+
+
+def _losses(axes: Axes, groups: Groups) -> None:
+    """Draw the path of each row's first seed: further right is fitted better, further down generalises better."""
+    for number, (name, found) in enumerate(groups.items()):
+        path = [(train, val) for _, _, _, train, val in found[0].get("losses", [])]
+        if path:
+            style = {"color": f"C{number % 10}", "linestyle": ("-", "--", ":")[number // 10 % 3]}
+            axes.plot(*zip(*path, strict=True), linewidth=1, label=name, **style)
+            axes.plot(*path[-1], "o", color=style["color"], markersize=4)
+    low, high = axes.get_xlim()
+    axes.plot([low, high], [low, high], color="0.7", linewidth=1, zorder=0)
+    axes.set_xlim(high, low)  # training goes to the right
+    axes.set_xlabel("loss on training images, augmented\nmark: the last epoch, grey: both equal")
+    axes.set_ylabel("loss on validation images")
     axes.legend(fontsize=6, ncols=2)
 
 

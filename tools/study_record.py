@@ -14,6 +14,7 @@ from typing import Any
 
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 AP_COLUMN, SPEED_COLUMN = "metrics/mAP50-95(B)", "speed/images_per_s"
+LOSSES = ("train/box_loss", "val/box_loss", "train/cls_loss", "val/cls_loss")
 SHARE = 0.9  # of the best AP, which `epochs_to_90` is about
 
 
@@ -50,8 +51,8 @@ def describe_run(folder: Path) -> dict[str, Any]:
 
     Returns:
         Of a finished run the content of done.json. Of any run with a results.csv `curve`, pairs of epoch and AP,
-        `epochs_to_90`, and `images_per_s`, the median over the epochs after the first. Of a run that is not finished
-        `unfinished`.
+        `losses`, the epoch and `LOSSES` of each that was validated, `epochs_to_90`, and `images_per_s`, the median over
+        the epochs after the first. Of a run that is not finished `unfinished`.
     """
     row: dict[str, Any] = {}
     epochs = read_results(folder / "train/results.csv")
@@ -64,6 +65,10 @@ def describe_run(folder: Path) -> dict[str, Any]:
     speeds = [e[SPEED_COLUMN] for e in epochs[1:] if SPEED_COLUMN in e]
     if curve:
         row |= {"curve": curve, "epochs_to_90": epochs_to(curve, SHARE)}
+    losses = [(int(e["epoch"]), *(round(e.get(name, math.nan), 4) for name in LOSSES)) for e in epochs]
+    losses = [values for values in losses if all(map(math.isfinite, values))]
+    if losses:
+        row["losses"] = losses
     if speeds:
         row["images_per_s"] = round(statistics.median(speeds), 1)
     return row

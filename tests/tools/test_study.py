@@ -155,11 +155,14 @@ def test_a_run_is_described_by_its_folder(tmp_path) -> None:
     train = tmp_path / "train"
     (train / "weights").mkdir(parents=True)
     (train / "results.csv").write_text(
-        "epoch, metrics/mAP50-95(B), speed/images_per_s\n1, nan, 10\n2, 0.5, 400\n3, nan, 600\n4, 0.52, 500\n"
+        "epoch, metrics/mAP50-95(B), speed/images_per_s, train/box_loss, val/box_loss, train/cls_loss, val/cls_loss\n"
+        "1, nan, 10, 3, nan, 5, nan\n2, 0.5, 400, 2, 2.5, 4, 4.5\n"
+        "3, nan, 600, 2, nan, 3, nan\n4, 0.52, 500, 1, 2, 2, 3\n"
     )
     assert study_record.describe_run(tmp_path) == {
         "unfinished": "4 epochs",
         "curve": [(2, 0.5), (4, 0.52)],
+        "losses": [(2, 2.0, 2.5, 4.0, 4.5), (4, 1.0, 2.0, 2.0, 3.0)],
         "epochs_to_90": 2,
         "images_per_s": 500,
     }
@@ -205,9 +208,9 @@ def test_latency_goes_to_runs_of_that_name_and_to_unchanged_models_at_the_same_s
 
 class TestFigures:
     def record(self, file: Path, **more) -> Path:
-        curve = [[10, 0.05], [20, 0.1]]
+        known = {"parameters": 10**6, "curve": [[10, 0.05], [20, 0.1]], "losses": [[10, 3, 4, 3, 4], [20, 2, 4, 2, 4]]}
         rows = [
-            row(name, seed, 0.1 * i + 0.01 * seed, gflops=i + 1.0, parameters=10**6, curve=curve, **more)
+            row(name, seed, 0.1 * i + 0.01 * seed, gflops=i + 1.0, **known, **more)
             for i, name in enumerate(("base", "other"))
             for seed in range(3)
         ]
@@ -217,7 +220,8 @@ class TestFigures:
     @pytest.mark.parametrize("more", [{}, {"latency": {"median_ms": 0.5}}], ids=["GFLOPs", "latency"])
     def test_all_are_drawn(self, tmp_path, more) -> None:
         files = draw_study(self.record(tmp_path / "study-x.json", **more), tmp_path / "images")
-        assert [file.name for file in files] == ["study-x-pareto.png", "study-x-convergence.png", "study-x-changes.png"]
+        kinds = ("pareto", "convergence", "losses", "changes")
+        assert [file.name for file in files] == [f"study-x-{kind}.png" for kind in kinds]
         assert all(file.read_bytes()[1:4] == b"PNG" for file in files)
 
     def test_curves_of_runs_that_began_are_added_where_none_of_their_row_is_finished(self) -> None:
