@@ -8,14 +8,11 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import yaml
-from rich.console import Console
-from rich.progress import track
 
 from yolo_lat.data.files import read_json
 from yolo_lat.data.labels import DetectionSplit, ImageLabels
@@ -27,6 +24,7 @@ from yolo_lat.data.voc_xml import xml_file
 from yolo_lat.data.writers import WRITERS, NewSplit, PlacedImage, fits_yolo
 from yolo_lat.data.yolo_txt import label_file
 from yolo_lat.errors import UserError, nearest
+from yolo_lat.progress import show_progress
 
 Note = Callable[[str], None]
 _VISIBLE = 1e-6  # px; a box that reaches less far out of its image does so by rounding
@@ -170,11 +168,11 @@ def write_dataset(
     splits = [_prepared(spec, split, format, crowd, outside, note) for split in splits]
     with new_folder(target) as folder:
         total = sum(len(split.images) for split in splits)
-        hidden = not (progress and sys.stderr.isatty())
-        bar = partial(track, total=total, console=Console(stderr=True), disable=hidden, transient=True)
-        pairs = ((split.name, image) for split in splits for image in split.images)
-        for name, image in bar(pairs, "Copying images" if images == "copy" else "Linking images"):
-            _bring(image.labels.path, folder / "images" / name / image.place, images)
+        with show_progress("Copying images" if images == "copy" else "Linking images", total, progress) as advance:
+            for split in splits:
+                for image in split.images:
+                    _bring(image.labels.path, folder / "images" / split.name / image.place, images)
+                    advance()
         for split in splits:
             WRITERS[format](folder, split)
         (folder / "data.yaml").write_text(_data_yaml(splits, format), encoding="utf-8")
