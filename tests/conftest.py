@@ -7,6 +7,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -18,6 +19,7 @@ import yaml
 from small_training import EPOCHS, SIZE, TRAIN
 
 import yolo_lat  # noqa: F401 - before Ultralytics, which reads its settings' place once
+from yolo_lat.cli import main
 from yolo_lat.data.shapes import CLASSES, ShapesConfig, generate
 
 
@@ -98,3 +100,17 @@ def write_labels(coco: dict[str, Any], folder: Path) -> None:
             for x, y, bw, bh in [a["bbox"]]
         ]
         (folder / image["file_name"]).with_suffix(".txt").write_text("\n".join(rows))
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capfd):
+    """Run `yolo-lat` in an empty folder and in this process, for torch takes seconds to load; status and output."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: object) -> SimpleNamespace:
+        with pytest.raises(SystemExit) as leave:
+            main(list(map(str, words)))
+        captured = capfd.readouterr()
+        return SimpleNamespace(status=leave.value.code, out=captured.out, err=captured.err)
+
+    return run

@@ -2,29 +2,13 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import cv2
 import pytest
 import yaml
 
-from yolo_lat.cli import main
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import load_dataset
-
-
-@pytest.fixture
-def cli(tmp_path, monkeypatch, capfd):
-    """Run `yolo-lat` in an empty folder; returns its status and what it printed."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*words: object) -> SimpleNamespace:
-        with pytest.raises(SystemExit) as leave:
-            main(list(map(str, words)))
-        captured = capfd.readouterr()
-        return SimpleNamespace(status=leave.value.code, out=captured.out, err=captured.err)
-
-    return run
 
 
 def boxes(data, split="train"):
@@ -32,8 +16,8 @@ def boxes(data, split="train"):
     return {image.path.name: image.boxes_xywh.round(6).tolist() for image in found.images}
 
 
-def test_check_passes_sound_data_and_writes_report_and_sheet(cli, shapes, tmp_path):
-    done = cli("data", "check", shapes, "json=out/report.json", "sheet=out/sheet.png")
+def test_check_passes_sound_data_and_writes_report_and_sheet(command, shapes, tmp_path):
+    done = command("data", "check", shapes, "json=out/report.json", "sheet=out/sheet.png")
     assert done.status == 0
     assert done.out.splitlines()[-1].endswith("0 errors, 0 warnings; training may start")
     assert "note: " in done.out  # that there is no test split
@@ -43,65 +27,65 @@ def test_check_passes_sound_data_and_writes_report_and_sheet(cli, shapes, tmp_pa
     assert cv2.imread(str(tmp_path / "out/sheet.png")).std() > 10
 
 
-def test_check_ends_with_1_for_data_that_must_not_be_trained_on(cli, txt_data, tmp_path):
+def test_check_ends_with_1_for_data_that_must_not_be_trained_on(command, txt_data, tmp_path):
     shutil.copytree(txt_data.parent, tmp_path / "bad")
     content = yaml.safe_load(txt_data.read_text()) | {"path": str(tmp_path / "bad")}
     (tmp_path / "bad.yaml").write_text(yaml.safe_dump(content))
     image = min((tmp_path / "bad/images/train").iterdir())
     image.write_bytes(image.read_bytes()[:99])
-    done = cli("data", "check", "bad.yaml")
+    done = command("data", "check", "bad.yaml")
     assert done.status == 1
     assert image.name in done.out
     assert "1 errors" in done.out.splitlines()[-1]
     assert "mend the errors before training" in done.out.splitlines()[-1]
 
 
-def test_convert_and_back(cli, shapes, tmp_path):
-    done = cli("data", "convert", shapes, "format=voc", "directory=voc")
+def test_convert_and_back(command, shapes, tmp_path):
+    done = command("data", "convert", shapes, "format=voc", "directory=voc")
     assert (done.status, done.out.splitlines()[-1]) == (0, str(tmp_path / "voc/data.yaml"))
-    assert cli("data", "convert", "voc/data.yaml", "format=yolo", "directory=yolo", "images=link").status == 0
+    assert command("data", "convert", "voc/data.yaml", "format=yolo", "directory=yolo", "images=link").status == 0
     assert boxes("yolo/data.yaml") == boxes("voc/data.yaml") == boxes(shapes)
-    again = cli("data", "convert", shapes, "format=voc", "directory=voc")
+    again = command("data", "convert", shapes, "format=voc", "directory=voc")
     assert again.status == 2
     assert again.err.startswith("yolo-lat: error: ")
 
 
-def test_split_takes_its_shares_from_the_command_line(cli, shapes):
-    done = cli("data", "split", shapes, "directory=new", "train=0.5", "val=0.5", "test=0", "seed=3")
+def test_split_takes_its_shares_from_the_command_line(command, shapes):
+    done = command("data", "split", shapes, "directory=new", "train=0.5", "val=0.5", "test=0", "seed=3")
     assert done.status == 0, done.err
     spec = load_dataset("new/data.yaml")
     assert set(spec.splits) == {"train", "val"}
     assert [len(read_split(spec, split).images) for split in ("train", "val")] == [16, 16]
-    assert cli("data", "split", shapes, "directory=other", "seed=3").status == 0
+    assert command("data", "split", shapes, "directory=other", "seed=3").status == 0
     spec = load_dataset("other/data.yaml")
     assert [len(read_split(spec, split).images) for split in ("train", "val", "test")] == [26, 3, 3]
-    wrong = cli("data", "split", shapes, "directory=third", "train=0.9")
+    wrong = command("data", "split", shapes, "directory=third", "train=0.9")
     assert (wrong.status, wrong.out) == (2, "")
 
 
-def test_show_and_preview_draw_pictures(cli, shapes, tmp_path):
-    assert cli("data", "show", shapes, "split=val", "samples=4", "file=show.png").status == 0
+def test_show_and_preview_draw_pictures(command, shapes, tmp_path):
+    assert command("data", "show", shapes, "split=val", "samples=4", "file=show.png").status == 0
     (tmp_path / "recipe.yaml").write_text("mosaic: 0.0\nscale: 0.0\ntranslate: 0.0\nfliplr: 1.0\nimgsz: 96\n")
-    assert cli("data", "preview", shapes, "cfg=recipe.yaml", "samples=4", "file=a.png").status == 0
-    assert cli("data", "preview", shapes, "cfg=recipe.yaml", "samples=4", "file=b.png", "fliplr=0").status == 0
+    assert command("data", "preview", shapes, "cfg=recipe.yaml", "samples=4", "file=a.png").status == 0
+    assert command("data", "preview", shapes, "cfg=recipe.yaml", "samples=4", "file=b.png", "fliplr=0").status == 0
     pictures = [cv2.imread(str(tmp_path / name)) for name in ("show.png", "a.png", "b.png")]
     assert all(picture.std() > 10 for picture in pictures)
     assert pictures[1].shape == pictures[2].shape
     assert (pictures[1] != pictures[2]).mean() > 0.1  # the key of the command line wins over the recipe's
 
 
-def test_preview_refuses_what_training_would_refuse(cli, shapes):
-    assert "fliplr" in cli("data", "preview", shapes, "fliplr=7").err
-    assert "no such recipe" in cli("data", "preview", shapes, "cfg=nope").err
+def test_preview_refuses_what_training_would_refuse(command, shapes):
+    assert "fliplr" in command("data", "preview", shapes, "fliplr=7").err
+    assert "no such recipe" in command("data", "preview", shapes, "cfg=nope").err
 
 
-def test_list_names_every_data_set_and_explains_one(cli, monkeypatch):
+def test_list_names_every_data_set_and_explains_one(command, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    table = cli("data", "list").out
+    table = command("data", "list").out
     assert all(name in table for name in ("coco", "coco-subset", "voc", "shapes"))
-    one = cli("data", "list", "coco").out
+    one = command("data", "list", "coco").out
     assert all(part in one for part in ("annotations/instances_val2017.json", "27 GB", "CC BY 4.0", "cocodataset.org"))
-    assert cli("data", "list", "cocoo").status == 2
+    assert command("data", "list", "cocoo").status == 2
 
 
 @pytest.mark.parametrize(
@@ -115,18 +99,18 @@ def test_list_names_every_data_set_and_explains_one(cli, monkeypatch):
         (["compare", "one"], "compare needs two runs or more"),
     ],
 )
-def test_what_is_missing_is_named_with_an_example(cli, words, needed):
-    done = cli(*words)
+def test_what_is_missing_is_named_with_an_example(command, words, needed):
+    done = command(*words)
     assert done.status == 2
     assert done.err.startswith(f"yolo-lat: error: {needed}")
     assert "for example: yolo-lat " in done.err
 
 
-def test_two_validations_are_compared(cli, run, shapes, tmp_path):
+def test_two_validations_are_compared(command, run, shapes, tmp_path):
     for size in (96, 64):
         words = (f"imgsz={size}", "device=cpu", "plots=False", "project=runs", f"name=v{size}", "conf=0.01")
-        assert cli("val", f"model={run.best}", f"data={shapes}", *words).status == 0
-    done = cli("compare", "runs/v96", "runs/v64", "resamples=100", "json=out/c.json", "figure=out/c.png")
+        assert command("val", f"model={run.best}", f"data={shapes}", *words).status == 0
+    done = command("compare", "runs/v96", "runs/v64", "resamples=100", "json=out/c.json", "figure=out/c.png")
     assert done.status == 0, done.err
     assert "differences to v96" in done.out
     content = json.loads((tmp_path / "out/c.json").read_text())
@@ -134,7 +118,9 @@ def test_two_validations_are_compared(cli, run, shapes, tmp_path):
     assert cv2.imread(str(tmp_path / "out/c.png")) is not None
 
 
-def test_data_of_which_only_the_validation_part_is_there_can_be_validated_on(cli, run, shapes, tmp_path, monkeypatch):
+def test_data_of_which_only_the_validation_part_is_there_can_be_validated_on(
+    command, run, shapes, tmp_path, monkeypatch
+):
     root = tmp_path / "sets/part"
     shutil.copytree(shapes.parent / "images/val", root / "images/val")
     shutil.copytree(shapes.parent / "annotations", root / "annotations")
@@ -142,8 +128,8 @@ def test_data_of_which_only_the_validation_part_is_there_can_be_validated_on(cli
     content = yaml.safe_load(shapes.read_text()) | {"path": str(root)}
     (tmp_path / "part.yaml").write_text(yaml.safe_dump(content))
     words = ("imgsz=96", "device=cpu", "plots=False", "json=a.json")
-    assert cli("val", f"model={run.best}", "data=part.yaml", *words).status == 0
+    assert command("val", f"model={run.best}", "data=part.yaml", *words).status == 0
     assert json.loads((tmp_path / "a.json").read_text()) == pytest.approx(run.metrics.coco, abs=1e-4)
-    done = cli("train", "model=yolo-lat-p", "data=part.yaml", "epochs=1")
+    done = command("train", "model=yolo-lat-p", "data=part.yaml", "epochs=1")
     assert (done.status, done.out) == (2, "")
     assert "split train of part: no such path" in done.err

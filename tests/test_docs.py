@@ -237,7 +237,7 @@ def test_the_guides_are_there_and_every_block_says_what_it_is() -> None:
 
 
 WITH_PYTHON = [g for g in GUIDES if any(block.language == "python" for block in of_guide(g))]
-WITH_PYTHON.sort(key=lambda guide: guide.name == "from-yolov8.md")  # it trains three models
+WITH_PYTHON.sort(key=lambda guide: guide.name == "from-yolov8.md")  # the longest goes last
 
 
 @pytest.mark.parametrize("guide", first(len(WITH_PYTHON) - 1, WITH_PYTHON), ids=lambda guide: guide.name)

@@ -18,6 +18,8 @@ def show_progress(label: str, total: int, wanted: bool = True) -> Iterator[Calla
     It ends with its block. An error in a loop over `rich.progress.track` would leave that, and the thread it waits for,
     to the garbage collector, which may run where a lock of `threading` is held, and then waits for ever.
     """
-    hidden = not (wanted and sys.stderr.isatty())
-    with Progress(console=Console(stderr=True), transient=True, disable=hidden) as bar:
+    if not (wanted and sys.stderr.isatty()):
+        yield lambda: None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         yield partial(bar.advance, bar.add_task(label, total=total))

@@ -206,7 +206,10 @@ def test_hollow_classes_make_what_training_wrote(run):
     assert model.names == plain.names
 
 
-@pytest.mark.parametrize("name", first(2, ["yolov8n", "yolo26n", "yolov9t", "yolov10n", "yolo12n", "rtdetr-l"]))
+STOCK = ["yolov8n", "yolo26n", "yolov9t", "yolov10n", "yolo11n", "yolo12n", "rtdetr-l"]
+
+
+@pytest.mark.parametrize("name", first(2, STOCK))
 def test_stock_detectors_load_without_asking(tmp_path, name):
     model = (RTDETR if name.startswith("rtdetr") else YOLO)(f"{name}.yaml")
     model.model.criterion = None if name.startswith("rtdetr") else model.model.init_criterion()

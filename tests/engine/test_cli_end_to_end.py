@@ -11,7 +11,6 @@ import pytest
 import yaml
 from ultralytics.utils import ASSETS
 
-from yolo_lat.cli import main
 from yolo_lat.data.shapes import CLASSES
 from yolo_lat.engine.evaluate import COCO_NUMBERS
 
@@ -32,29 +31,25 @@ def cli(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch, capfd):
-    """Run `main` in an empty folder, in this process, for torch takes seconds to load; returns what it printed."""
-    monkeypatch.chdir(tmp_path)
+def succeed(command):
+    """Run a command that must succeed; returns what it printed."""
 
     def run(*words: object) -> str:
-        with pytest.raises(SystemExit) as leave:
-            main(list(map(str, words)))
-        assert leave.value.code == 0
-        return capfd.readouterr().out
+        ended = command(*words)
+        assert ended.status == 0, ended.err
+        return ended.out
 
     return run
 
 
 @pytest.fixture
-def refused(tmp_path, monkeypatch, capfd):
-    """The same, of a command that must fail; returns its message."""
-    monkeypatch.chdir(tmp_path)
+def refused(command):
+    """Run a command that must fail; returns its message."""
 
     def run(*words: object) -> str:
-        with pytest.raises(SystemExit) as leave:
-            main(list(map(str, words)))
-        assert leave.value.code == 2
-        return one_line(capfd.readouterr().err)
+        ended = command(*words)
+        assert ended.status == 2
+        return one_line(ended.err)
 
     return run
 
@@ -67,13 +62,13 @@ def one_line(err: str) -> str:
     return lines[0].removeprefix("yolo-lat: error: ")
 
 
-def test_val_writes_the_twelve_numbers_and_predictions_give_them_again(command, run, tmp_path):
-    command("val", f"model={run.best}", f"data={run.data}", "imgsz=96", "device=cpu", "plots=False", "json=m/a.json")
+def test_val_writes_the_twelve_numbers_and_predictions_give_them_again(succeed, run, tmp_path):
+    succeed("val", f"model={run.best}", f"data={run.data}", "imgsz=96", "device=cpu", "plots=False", "json=m/a.json")
     numbers = json.loads((tmp_path / "m/a.json").read_text())
     assert list(numbers) == list(COCO_NUMBERS)
     assert numbers == json.loads((tmp_path / "runs/detect/val/metrics.json").read_text())
     assert numbers["AP"] > 0.001
-    out = command("val", "predictions=runs/detect/val/predictions.json", f"data={run.data}", "json=b.json")
+    out = succeed("val", "predictions=runs/detect/val/predictions.json", f"data={run.data}", "json=b.json")
     assert json.loads((tmp_path / "b.json").read_text()) == pytest.approx(numbers, abs=1e-12)
     assert f"AP      {numbers['AP']:.4f}" in out
 
@@ -85,9 +80,9 @@ def test_predict_saves_pictures_and_counts_frames(cli, run, tmp_path):
     assert {path.name for path in (tmp_path / "runs/detect/predict").iterdir()} == {"bus.jpg", "zidane.jpg"}
 
 
-def test_export_prints_the_path(command, run, tmp_path):
+def test_export_prints_the_path(succeed, run, tmp_path):
     shutil.copy(run.best, tmp_path / "a.pt")
-    out = command("export", "model=a.pt", "imgsz=96")
+    out = succeed("export", "model=a.pt", "imgsz=96")
     assert out.splitlines()[-1].endswith("a.onnx")
     assert (tmp_path / "a.onnx").stat().st_size > 500_000
 
@@ -98,9 +93,9 @@ def test_info_prints_the_size(cli, run):
     assert "parameters" in done.out
 
 
-def test_train_from_the_command_line(command, shapes, tmp_path):
+def test_train_from_the_command_line(succeed, shapes, tmp_path):
     words = ("model=yolo-lat-p", f"data={shapes}", "epochs=1", "imgsz=64", "batch=12", "device=cpu", "plots=False")
-    command("train", *words, "project=out", "name=a")
+    succeed("train", *words, "project=out", "name=a")
     assert (tmp_path / "out/a/weights/best.safetensors").exists()
 
 

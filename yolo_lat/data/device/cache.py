@@ -205,7 +205,8 @@ def _fill(
     total, broken = len(split.images), []
     with ThreadPoolExecutor(workers) as pool, show_progress(f"{split.name}: decoding", total, progress) as advance:
         for answer in pool.map(decode, range(total)):
-            broken += [answer] if answer else []
+            if answer:
+                broken.append(answer)
             advance()
     if broken:
         more = f"\n... and {len(broken) - _NAMED} more" if len(broken) > _NAMED else ""
