@@ -1,8 +1,8 @@
 """Model YAMLs of a study: a model that ships, with a few of its values changed.
 
 A change maps paths to values. `rows.10` is row 10, counted over backbone and head as in error messages; one past the
-last adds a row. `rows.10.3.3` is the fourth argument of row 10. Any other path is a key of the YAML, `head` all of its
-rows.
+last adds a row. `rows.10.3.3` is the fourth argument of row 10. Any other path is a key of the YAML, `backbone` and
+`head` all of their rows.
 """
 
 from __future__ import annotations
@@ -37,10 +37,13 @@ def changed_model(model: str, change: dict[str, Any]) -> dict[str, Any]:
         key, *places = path.split(".")
         if key == "rows":
             _set(rows, places, value, f"model {model}, change {path}")
+        elif key == "backbone" and not places:
+            rows[:depth], depth = value, len(value)
         elif key == "head" and not places:
             rows[depth:] = value
         elif places:
-            raise UserError(f"model {model}, change {path}: write rows.NUMBER, head or another key of the YAML")
+            problem = "write rows.NUMBER, backbone, head or another key of the YAML"
+            raise UserError(f"model {model}, change {path}: {problem}")
         else:
             content[key] = value
     return {**content, "backbone": rows[:depth], "head": rows[depth:]}

@@ -92,6 +92,10 @@ class TestChanges:
     def test_a_whole_head(self) -> None:
         assert changed_model("yolo-lat-p", {"head": [[1], [2]]})["head"] == [[1], [2]]
 
+    def test_a_whole_backbone_of_another_depth(self) -> None:
+        content = changed_model("yolo-lat-p", {"backbone": [[1]], "rows.0.0": 3, "head": [[2]], "rows.1.0": 4})
+        assert (content["backbone"], content["head"]) == ([[3]], [[4]])
+
     @pytest.mark.parametrize(
         ("path", "message"),
         [
