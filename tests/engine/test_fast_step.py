@@ -221,8 +221,13 @@ def test_a_schedule_is_a_tensor_that_stays(name):
 
 
 @pytest.fixture
-def double():
-    """Compute in float64: rounding grows over steps, most with optimizers that divide by a gradient's size."""
+def double(monkeypatch):
+    """Compute in float64: rounding grows over steps, most with optimizers that divide by a gradient's size.
+
+    So does MuSGD then, which makes its updates orthogonal in bfloat16: two runs whose gradients differ by 1e-13 round a
+    number to another neighbour now and then, and after 25 steps weights of p differ by 0.01 to 0.1, in float64 by 1e-6.
+    """
+    monkeypatch.setattr(torch.Tensor, "bfloat16", torch.Tensor.clone)
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
@@ -454,7 +459,7 @@ def test_captured_steps_are_the_eager_ones(name, optimizer):
     """Kernels may add in another order from run to run, hence 1e-5 after 25 steps in float64.
 
     With MuSGD and AdamW the large models are chaotic here: weights that differ by 1e-15 at first give losses that
-    differ by 0.2 and 0.02 in the last steps, on a CPU too. Those of p differ by less than 1e-9.
+    differ by 0.01 and 0.02 in the last steps, on a CPU too. Those of p differ by less than 1e-7.
     """
     rounds = WARM_UP_STEPS + 3
     data = batches("cuda", 8, 16, 8, 16, size=96) * rounds
