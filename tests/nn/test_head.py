@@ -8,10 +8,11 @@ import pytest
 import torch
 from forms import maps
 from torch import Tensor, nn
-from ultralytics.nn.modules import Conv
+from ultralytics.nn.modules import DFL, Conv
 from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
 from yolo_lat.nn import LatDetect
+from yolo_lat.nn.head import BinMeans
 from yolo_lat.nn.layout import channels_last_graph
 
 
@@ -87,6 +88,22 @@ class TestOutputs:
     def test_levels_of_different_width_are_refused(self) -> None:
         with pytest.raises(ValueError, match="must have one width"):
             LatDetect(nc=3, ch=(16, 32))
+
+
+class TestBinMeans:
+    @pytest.mark.parametrize("bins", [2, 5, 16])
+    @pytest.mark.parametrize("scale", [1, 1e4], ids=["usual", "extreme"])
+    def test_equal_those_of_ultralytics(self, bins, scale) -> None:
+        x = scale * torch.randn(2, 4 * bins, 21, generator=torch.Generator().manual_seed(bins))
+        expected = DFL(bins).double()(x.double())
+        torch.testing.assert_close(BinMeans(bins).double()(x.double()), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(BinMeans(bins)(x), expected.float(), rtol=1e-5, atol=1e-5)
+
+    def test_take_the_place_of_the_softmax_on_a_processor_alone(self) -> None:
+        apart, folded = fused(small_head(4), fold=False), fused(small_head(4))
+        apart.keep_levels_apart()
+        for head, expected in ((apart, BinMeans), (folded, nn.Identity), (fused(small_head(4), fold=False), DFL)):
+            assert isinstance(head.dfl, expected)
 
 
 class TestFold:
