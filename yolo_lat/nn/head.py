@@ -26,6 +26,8 @@ class BinMeans(nn.Module):
         (B, 4·bins, A) -> (B, 4, A).
     """
 
+    sums: Tensor
+
     def __init__(self, bins: int) -> None:
         super().__init__()
         self.bins = bins
@@ -58,6 +60,8 @@ class LatDetect(Detect):
     Raises:
         ValueError: levels of different widths.
     """
+
+    from_bins: Tensor
 
     def __init__(self, nc: int = 80, reg_max: int = 16, end2end: bool = False, ch: tuple[int, ...] = ()) -> None:
         nn.Module.__init__(self)  # Detect's own would build its convolutions for each level
@@ -116,7 +120,7 @@ class LatDetect(Detect):
         """
         self.by_level = True
         if self.reg_max > 1:
-            self.dfl = BinMeans(self.reg_max).to(self.dfl.conv.weight)
+            self.dfl = BinMeans(self.reg_max).to(next(self.parameters()))
 
     @torch.no_grad()
     def fold(self) -> None:
