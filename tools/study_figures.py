@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -154,7 +155,7 @@ def _losses(axes: Axes, groups: Groups) -> None:
 
 
 def _changes(axes: Axes, groups: Groups) -> None:
-    """Draw a bar for each row, its difference to the row that it is compared with."""
+    """Draw a bar for each row, its difference to the row that it is compared with, over the spread of that one."""
     found = differences(groups)
     if not found:
         axes.text(0.5, 0.5, "nothing to compare", transform=axes.transAxes, horizontalalignment="center")
@@ -162,7 +163,12 @@ def _changes(axes: Axes, groups: Groups) -> None:
     labels = [f"{name} minus {against}" for name, (against, _) in found.items()]
     means, spreads = zip(*(mean_and_spread(values) for _, values in found.values()), strict=True)
     places = range(len(labels))
-    axes.barh(places, means, xerr=[spread or 0 for spread in spreads], color="C0", capsize=3, height=0.6)
+    against = [mean_and_spread([row["coco"]["AP"] for row in groups[name]])[1] or 0 for name, _ in found.values()]
+    left, width = [-spread for spread in against], [2 * spread for spread in against]
+    axes.barh(places, width, left=left, color="0.85", height=1, label="standard deviation of what it is compared with")
+    axes.barh(places, means, xerr=[spread or math.nan for spread in spreads], color="C0", capsize=3, height=0.6)
+    if any(against):
+        axes.legend(fontsize=7)
     axes.set_yticks(places, labels, fontsize=7)
     axes.invert_yaxis()
     axes.axvline(0, color="0.3", linewidth=1)

@@ -135,8 +135,8 @@ def by_row(rows: list[dict[str, Any]]) -> dict[tuple[str, str], list[dict[str, A
 def differences(groups: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[str, list[float]]]:
     """Return for each row of one data set what it is compared with and the differences in AP, a value for each seed.
 
-    That is the row which its run names as `against`, or the first one of the same model. Seeds that one of the two
-    lacks are left out, and so is a row without any.
+    That is the row which its run names as `against`, or the first one of the same model: its mean over all its seeds,
+    as two models do not share what a seed decides. A row is left out if that one has no finished run.
     """
     first: dict[str, str] = {}
     for name, found in groups.items():
@@ -147,10 +147,9 @@ def differences(groups: dict[str, list[dict[str, Any]]]) -> dict[str, tuple[str,
         if not found:
             continue
         against = found[0].get("against") or first[str(found[0]["options"]["model"])]
-        base = {row["seed"]: row["coco"]["AP"] for row in groups.get(against, [])}
-        values = [row["coco"]["AP"] - base[row["seed"]] for row in found if row["seed"] in base]
-        if against != name and values:
-            result[name] = (against, values)
+        if against != name and (base := groups.get(against)):
+            mean = statistics.mean(row["coco"]["AP"] for row in base)
+            result[name] = (against, [row["coco"]["AP"] - mean for row in found])
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def test_the_table_has_means_over_the_seeds_that_are_done(capsys) -> None:
     assert "0.2000 +- 0.1414" in capsys.readouterr().out
 
 
-def test_differences_are_to_the_first_row_of_a_model_or_the_one_named_seed_by_seed() -> None:
+def test_differences_are_to_the_mean_of_the_first_row_of_a_model_or_of_the_one_named() -> None:
     rows = [
         *(row("base", seed, ap) for seed, ap in enumerate((0.1, 0.2, 0.3))),
         *(row("more", seed, ap) for seed, ap in enumerate((0.2, 0.4, None))),
@@ -138,11 +139,33 @@ def test_differences_are_to_the_first_row_of_a_model_or_the_one_named_seed_by_se
     groups = {name: found for (name, _), found in study_record.by_row(rows).items()}
     found = study_record.differences(groups)
     assert found.keys() == {"more", "other"}
-    assert found["more"] == ("base", pytest.approx([0.1, 0.2]))
-    assert found["other"] == ("more", pytest.approx([0.1]))
+    assert found["more"] == ("base", pytest.approx([0.0, 0.2]))
+    assert found["other"] == ("more", pytest.approx([0.2]))
     table = study_record.markdown_table(rows)
-    assert "| more | 2 | 0.300 ± 0.141 | 0.500 ± 0.000 | +0.150 ± 0.071 to base | - | - | - | - |" in table
+    assert "| more | 2 | 0.300 ± 0.141 | 0.500 ± 0.000 | +0.100 ± 0.141 to base | - | - | - | - |" in table
     assert "| waiting | 0 | - | - |  | - | - | - | - |" in table
+
+
+def test_the_tables_of_the_page_are_those_of_the_records() -> None:
+    page = (ROOT / "docs/study.md").read_text(encoding="utf-8")
+    shown = re.findall(r"<!-- study.py table (\S+) -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    assert shown
+    for record, table in shown:
+        rows = json.loads((ROOT / record).read_text(encoding="utf-8"))["runs"]
+        assert table == study_record.markdown_table(rows)
+
+
+def test_quality_is_equal_with_data_on_the_device_as_the_guide_says() -> None:
+    rows = json.loads((ROOT / "docs/results/study-equal-quality.json").read_text(encoding="utf-8"))["runs"]
+    found = {name: [row["coco"]["AP"] for row in of_row] for (name, _), of_row in study_record.by_row(rows).items()}
+    guide = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    for title, name in (("yolo-lat-n", "n"), ("YOLOv8n", "v8n")):
+        sides = [study_record.mean_and_spread(found[f"{name}-{where}"]) for where in ("device", "host")]
+        assert len(found[f"{name}-device"]) == len(found[f"{name}-host"]) == 3
+        (device, _), (host, _) = sides
+        assert abs(device - host) < min(spread for _, spread in sides)
+        cells = [title, *(f"{mean:.4f} ± {spread:.4f}" for mean, spread in sides), f"{device - host:+.4f}"]
+        assert f"| {' | '.join(cells)} |" in guide
 
 
 def test_epochs_to_a_share_count_those_that_were_validated() -> None:
