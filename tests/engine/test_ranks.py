@@ -262,16 +262,17 @@ def from_main(value):
     while not place.exists():
         time.sleep(0.01)
     return json.loads(place.read_text())
+def born():
+    with open(os.path.join(folder, f"child-{rank}"), "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(0.5)  # in which the watch has not let go yet, as it is registered later
+os.register_at_fork(after_in_child=born)
 watch = RankWatch(rank, ranks, rank == 0, "localhost", from_main)
 watch.hint = "; go on"
-if what == "fork":
-    child = os.fork()
-    if child == 0:
-        os.closerange(0, 3)
-        time.sleep(30)
-        os._exit(0)
-    with open(os.path.join(folder, f"child-{rank}"), "w") as file:
-        file.write(str(child))
+if what == "fork" and os.fork() == 0:
+    os.closerange(0, 3)
+    time.sleep(30)
+    os._exit(0)
 print("watching", flush=True)
 sys.stdin.readline()
 if what == "close":
@@ -338,10 +339,14 @@ class TestRankWatch:
         assert processes[1].wait(10) == 1
 
     def test_leaves_signals_of_forked_processes_alone(self, start, tmp_path) -> None:
+        """From their first moment on, a data loader that is closed right away say."""
         processes = start(2, "fork")
-        child = psutil.Process(int((tmp_path / "child-0").read_text()))
-        child.terminate()
         deadline = time.monotonic() + 10
+        while not (pid := (tmp_path / "child-0")).exists() or not pid.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        child = psutil.Process(int(pid.read_text()))
+        child.terminate()
         while child.status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -72,8 +72,9 @@ class RankWatch:
                     else:
                         peer.close()
         self._signals = _terminations()
+        self._masks = threading.local()  # of signals, of each thread that forks
         if hasattr(os, "register_at_fork"):  # not on Windows, where nothing forks
-            os.register_at_fork(after_in_child=self._let_go)
+            os.register_at_fork(before=self._hold, after_in_parent=self._release, after_in_child=self._let_go)
         threading.Thread(target=self._watch, name="rank watch", daemon=True).start()
 
     def close(self) -> None:
@@ -86,6 +87,13 @@ class RankWatch:
         self._closing = True
         self._say(_TOLD)
 
+    def _hold(self) -> None:
+        """Let SIGTERM wait while a process forks: the new one would take it for a signal to this one."""
+        self._masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+
+    def _release(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._masks.before)
+
     def _let_go(self) -> None:
         """Close the connections in a forked process, a data loader's worker say: open ones would outlive this one."""
         for peer in self._peers:
@@ -93,6 +101,7 @@ class RankWatch:
         if self._signals:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._release()
 
     def _say(self, message: bytes, but: str = "") -> None:
         for peer, number in self._peers.items():
