@@ -1,6 +1,6 @@
 """Run a study: many trainings that differ in one thing, several at once, over as many sittings as it takes.
 
-    python tools/study.py run STUDY.yaml STATE DATA [--seconds 540] [--at-once 4] [--devices 0,1] [--commit COMMIT]
+    python tools/study.py run STUDY.yaml STATE DATA [--seconds 540] [--at-once 4] [--devices 0,1] [--known RECORD.json]
     python tools/study.py collect STUDY.yaml STATE docs/results/study-NAME.json [--latency BENCHMARK.json]
     python tools/study.py draw docs/results/study-NAME.json docs/images
     python tools/study.py table docs/results/study-NAME.json
@@ -25,7 +25,11 @@ that has fewest, goes on with what was interrupted (exactly, from resume.pt), an
 runs. Runs of one seed come before those of the next, so that a study that is cut short has whole rows. Small models at
 once can share a GPU by NVIDIA's MPS, `nvidia-cuda-mps-control -d` before. `collect` writes the twelve COCO
 numbers of every finished run, the size of its model, its curve and how far those are that began, joins times that
-`yolo-lat benchmark` measured, and prints mean and standard deviation over seeds. `draw` makes figures of what it wrote,
+`yolo-lat benchmark` measured, and prints mean and standard deviation over seeds. What STATE lacks it takes from the
+record that it replaces and from those given as `--known`, of any study: a run is known by the fingerprint of its keys,
+its recipe and its model's YAML, whatever a study calls it. `run` leaves out what is done in a `--known` record, so that
+a study goes on where its STATE is lost. Neither sees that code has changed, whose commit each row names: leave out
+records from before a change that matters. `draw` makes figures of what `collect` wrote,
 `table` Markdown. `models` writes the changed models and prints the `models=` of a benchmark of all; `sizes` prints
 parameters and GFLOPs as deployed.
 """
@@ -33,12 +37,14 @@ parameters and GFLOPs as deployed.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -46,9 +52,20 @@ from typing import Any
 
 import yaml
 from recipe_runs import write_data_yaml
-from study_models import write_model
-from study_record import describe_run, git_commit, make_record, markdown_table, print_table, save_record, size_of
+from study_models import changed_model, write_model
+from study_record import (
+    describe_run,
+    git_commit,
+    make_record,
+    markdown_table,
+    print_table,
+    read_known,
+    read_rows,
+    save_record,
+    size_of,
+)
 
+from yolo_lat.engine.recipe import find_recipe, read_recipe
 from yolo_lat.errors import UserError
 
 KEPT = {"args.yaml", "results.csv", "metrics.json", "weights"}
@@ -71,6 +88,14 @@ class Run:
     options: dict[str, Any]
     change: dict[str, Any] = field(default_factory=dict)
     against: str | None = None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that decides the run's numbers but data and code: keys, the recipe's content and the model's."""
+        recipe = read_recipe(find_recipe(self.options["cfg"])) if "cfg" in self.options else {}
+        keys = {key: value for key, value in self.options.items() if value is not None}
+        told = [keys, recipe, changed_model(self.options["model"], self.change)]
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def folder(self, state: Path) -> Path:
         """Return where the run lives."""
@@ -104,6 +129,7 @@ def main() -> None:
         mode.add_argument("study", type=Path)
     for mode in (run, collect):
         mode.add_argument("state", type=Path)
+        mode.add_argument("--known", type=Path, nargs="+", default=[], help="records to take finished runs from")
     run.add_argument("data", type=Path)
     run.add_argument("--seconds", type=float, default=float("inf"))
     run.add_argument("--at-once", type=int, default=4)
@@ -134,7 +160,7 @@ def act(given: argparse.Namespace) -> None:
         print(*draw_study(given.record, given.folder), sep="\n")
         return
     if given.mode == "table":
-        print(markdown_table(json.loads(given.record.read_text(encoding="utf-8"))["runs"]))
+        print(markdown_table(read_rows(given.record)))
         return
     runs = read_study(given.study)
     if given.mode == "run":
@@ -175,7 +201,9 @@ def carry_out(runs: list[Run], given: argparse.Namespace) -> None:
     """Start what is missing, as many at once as may be, until nothing is or time is over."""
     given.state.mkdir(parents=True, exist_ok=True)
     words = [word for word in given.only.split(",") if word]
-    waiting = [r for r in runs if not r.is_done(given.state) and (not words or any(w in r.key for w in words))]
+    done = {fingerprint for fingerprint, found in read_known(given.known).items() if "coco" in found}
+    waiting = [run for run in runs if not words or any(word in run.key for word in words)]
+    waiting = [run for run in waiting if not run.is_done(given.state) and not (done and run.fingerprint in done)]
     print(f"{len(waiting)} of {len(runs)} runs to do", flush=True)
     end, running = time.time() + given.seconds, dict[Run, Sitting]()
     while (waiting or running) and time.time() < end:
@@ -244,6 +272,7 @@ def finish(run: Run, given: argparse.Namespace, status: int, seconds: float) -> 
         "epochs": epochs_done(folder),
         **size_of(train / "weights/best.safetensors", run.options["imgsz"]),
         "gpu": gpu_name(),
+        "fingerprint": run.fingerprint,
         "commit": given.commit or git_commit(),
         "at_once": given.at_once,
         "seconds_of_last_sitting": round(seconds),
@@ -268,11 +297,16 @@ def gpu_name() -> str | None:
 def write_results(runs: list[Run], given: argparse.Namespace) -> None:
     """Write what every run has come to into one record and print the table."""
     rows = []
-    for run in (run for run in runs if run.folder(given.state).is_dir()):
-        row: dict[str, Any] = {"run": run.row[0], "data": run.row[1], "seed": run.options["seed"]}
-        row["options"] = run.options
-        row |= {key: value for key, value in (("change", run.change), ("against", run.against)) if value}
-        rows.append(row | describe_run(run.folder(given.state)))
+    known = read_known([*([given.out] if given.out.is_file() else []), *given.known])
+    for run in runs:
+        found = describe_run(run.folder(given.state)) if run.folder(given.state).is_dir() else {}
+        if "coco" not in found:
+            found = known.get(run.fingerprint, found)
+        if found:
+            row: dict[str, Any] = {"run": run.row[0], "data": run.row[1], "seed": run.options["seed"]}
+            row |= {"options": run.options, "fingerprint": run.fingerprint}
+            row |= {key: value for key, value in (("change", run.change), ("against", run.against)) if value}
+            rows.append(row | found)
     record = make_record(f"python tools/study.py run {given.study} STATE DATA", rows, given.latency)
     save_record(record, given.out)
     print_table(rows)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-from study_record import SHARE, by_row, differences, mean_and_spread
+from study_record import SHARE, by_row, differences, mean_and_spread, read_rows
 
 from yolo_lat.errors import UserError
 
@@ -29,10 +28,7 @@ def draw_study(record: Path, folder: Path) -> list[Path]:
     Raises:
         UserError: no record of a study, or one without a finished run.
     """
-    try:
-        rows = json.loads(record.read_text(encoding="utf-8"))["runs"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{record}: not the record of a study ({error}); make it with study.py collect") from error
+    rows = read_rows(record)
     groups = {key: found for key, found in by_row(rows).items() if found}
     if not groups:
         raise UserError(f"{record}: no run is finished, so there is nothing to draw")

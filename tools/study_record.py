@@ -12,10 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from yolo_lat.errors import UserError
+
 SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 AP_COLUMN, SPEED_COLUMN = "metrics/mAP50-95(B)", "speed/images_per_s"
 LOSSES = ("train/box_loss", "val/box_loss", "train/cls_loss", "val/cls_loss")
 SHARE = 0.9  # of the best AP, which `epochs_to_90` is about
+OF_THE_STUDY = {"run", "data", "seed", "options", "change", "against", "latency"}  # of a row, and not of its training
 
 
 def make_record(command: str, rows: list[dict[str, Any]], latency: list[Path]) -> dict[str, Any]:
@@ -44,6 +47,32 @@ def save_record(record: dict[str, Any], file: Path) -> None:
     text = json.dumps({**record, "runs": []}, indent=1).replace('"runs": []', f'"runs": [\n{rows}\n ]')
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text + "\n", encoding="utf-8")
+
+
+def read_rows(record: Path) -> list[dict[str, Any]]:
+    """Return the runs of a record.
+
+    Raises:
+        UserError: no record of a study.
+    """
+    try:
+        return list(json.loads(record.read_text(encoding="utf-8"))["runs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{record}: not the record of a study ({error}); make it with study.py collect") from error
+
+
+def read_known(records: list[Path]) -> dict[str, dict[str, Any]]:
+    """Return by fingerprint what records tell of runs as `describe_run` does: of a finished one, else of the first.
+
+    Raises:
+        UserError: one is not the record of a study.
+    """
+    known: dict[str, dict[str, Any]] = {}
+    for row in sorted((row for record in records for row in read_rows(record)), key=lambda row: "coco" not in row):
+        if "fingerprint" in row:
+            told = {key: value for key, value in row.items() if key not in OF_THE_STUDY}
+            known.setdefault(row["fingerprint"], told)
+    return known
 
 
 def describe_run(folder: Path) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -215,6 +216,85 @@ def test_a_record_has_a_line_for_each_run_and_comes_back(tmp_path) -> None:
     assert sum(line.startswith('  {"run"') for line in text.splitlines()) == 3
 
 
+class TestKnownRuns:
+    """A study goes on from its own record, and takes from others what is the same run by another name."""
+
+    @pytest.fixture
+    def given(self, tmp_path) -> argparse.Namespace:
+        state, out = tmp_path / "state", tmp_path / "new.json"
+        return argparse.Namespace(study=tmp_path / "s.yaml", state=state, out=out, known=[], latency=[])
+
+    def declared(self, given, **changes) -> list[study.Run]:
+        models = {"p": "yolo-lat-p"}
+        recipe = {"cfg": "small", "epochs": 3}
+        whole = {"data": {"a": {"imgsz": 96}}, "recipe": recipe, "seeds": [0], "models": models, "runs": {"base": {}}}
+        return study.read_study(write_study(given.study, **(whole | changes)))
+
+    def done(self, run: study.Run, given, ap: float) -> None:
+        folder = run.folder(given.state)
+        folder.mkdir(parents=True)
+        (folder / "done.json").write_text(json.dumps({"coco": coco(ap), "commit": "c"}))
+
+    def test_a_fingerprint_is_of_all_that_decides_a_run_and_not_of_its_name(self, given, tmp_path) -> None:
+        base = self.declared(given)[0].fingerprint
+        assert self.declared(given, name="t", models={"other": "yolo-lat-p"})[0].fingerprint == base
+        assert self.declared(given, runs={"alone": {"distill_model": None}})[0].fingerprint == base
+        recipe = tmp_path / "r.yaml"
+        recipe.write_text("lr0: 0.01\n")
+        changes = [
+            {"seeds": [1]},
+            {"data": {"b": {"imgsz": 96}}},
+            {"data": {"a": {"imgsz": 64}}},
+            {"recipe": {"cfg": "small", "epochs": 4}},
+            {"recipe": {"cfg": str(recipe), "epochs": 3}},
+            {"models": {"p": "yolo-lat-n"}},
+            {"runs": {"base": {"change": {"reg_max": 4}}}},
+        ]
+        found = [self.declared(given, **change)[0].fingerprint for change in changes]
+        recipe.write_text("lr0: 0.02\n")
+        found.append(self.declared(given, recipe={"cfg": str(recipe), "epochs": 3})[0].fingerprint)
+        assert len({base, *found}) == 9
+
+    def test_collecting_keeps_what_the_record_had_where_the_state_is_lost(self, given) -> None:
+        runs = self.declared(given, seeds=[0, 1])
+        self.done(runs[0], given, 0.1)
+        study.write_results(runs, given)
+        shutil.rmtree(given.state)
+        self.done(runs[1], given, 0.2)
+        study.write_results(runs, given)
+        rows = study_record.read_rows(given.out)
+        assert [(row["seed"], row["coco"]["AP"], row["commit"]) for row in rows] == [(0, 0.1, "c"), (1, 0.2, "c")]
+
+    def test_a_finished_run_of_any_record_comes_before_one_that_began_and_after_the_states(self, given) -> None:
+        mine, other = self.declared(given)[0], {"run": "x", "against": "y", "latency": {"median_ms": 1}, "seed": 9}
+        rows = [{"unfinished": "2 epochs"}, {"coco": coco(0.3)}, {"coco": coco(0.4)}, {}]
+        for name, row in zip("abcd", rows, strict=True):
+            named = {"fingerprint": mine.fingerprint} if row else {"coco": coco(0.9)}
+            (given.study.parent / name).write_text(json.dumps({"runs": [other | named | row]}))
+        given.known = [given.study.parent / name for name in "abcd"]
+        study.write_results([mine], given)
+        named = {"run": "p-base", "data": "a", "seed": 0, "options": mine.options, "fingerprint": mine.fingerprint}
+        assert study_record.read_rows(given.out) == [named | {"coco": coco(0.3)}]
+        self.done(mine, given, 0.5)
+        study.write_results([mine], given)
+        assert study_record.read_rows(given.out)[0]["coco"]["AP"] == 0.5
+
+    def test_no_record(self, given) -> None:
+        given.known = [given.study.parent / "none.json"]
+        with pytest.raises(UserError, match=r"none\.json: not the record of a study"):
+            study.write_results(self.declared(given), given)
+
+
+@pytest.mark.parametrize("record", sorted((ROOT / "docs/results").glob("study-*.json")), ids=lambda file: file.stem)
+def test_what_is_recorded_is_what_the_study_declares(record) -> None:
+    declared = study.read_study(ROOT / f"tools/studies/{record.stem.removeprefix('study-')}.yaml")
+    runs = {(*run.row, run.options["seed"]): run for run in declared}
+    for row in study_record.read_rows(record):
+        run = runs[row["run"], row["data"], row["seed"]]
+        assert (run.options, run.change, run.against) == (row["options"], row.get("change", {}), row.get("against"))
+        assert re.fullmatch("[0-9a-f]{64}", row["fingerprint"])
+
+
 def test_latency_goes_to_runs_of_that_name_and_to_unchanged_models_at_the_same_size() -> None:
     record = ROOT / "docs/results/benchmark-h100-320px.json"
     rows = [
@@ -316,6 +396,7 @@ def test_a_study_runs_stops_goes_on_and_is_collected(tmp_path, shapes, capsys) -
         devices="cpu",
         only="",
         commit="abc",
+        known=[],
     )
     runs = study.read_study(file)
     study.carry_out(runs, given)
@@ -328,3 +409,8 @@ def test_a_study_runs_stops_goes_on_and_is_collected(tmp_path, shapes, capsys) -
     capsys.readouterr()
     study.carry_out(runs, given)
     assert "0 of 2 runs to do" in capsys.readouterr().out
+    given.state, given.known = tmp_path / "lost", [given.out]
+    study.carry_out(runs, given)
+    assert "0 of 2 runs to do" in capsys.readouterr().out
+    study.write_results(runs, given)
+    assert json.loads(given.out.read_text())["runs"] == rows
