@@ -7,12 +7,13 @@ import statistics
 from collections.abc import Callable
 from pathlib import Path
 from textwrap import fill
-from typing import Any
+from typing import Any, cast
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.transforms import Bbox
 from study_record import SHARE, by_row, differences, mean_and_spread, read_rows
 
 from yolo_lat.errors import UserError
@@ -80,17 +81,16 @@ def _pareto(axes: Axes, groups: Groups) -> None:
     if cost is None:
         axes.text(0.5, 0.5, "no cost is known", transform=axes.transAxes, horizontalalignment="center")
         return
-    points = []
-    for number, (name, found) in enumerate(groups.items()):
+    points: dict[str, tuple[float, float]] = {}
+    for name, found in groups.items():
         mean, spread = mean_and_spread([row["coco"]["AP"] for row in found])
         x = _cost(found, cost)
-        if x is None:
-            continue
-        points.append((x, mean))
-        axes.errorbar([x], [mean], yerr=spread, fmt="o", color=f"C{number % 10}", capsize=3)
-        axes.annotate(name, (x, mean), (6, 4), textcoords="offset points", fontsize=7, color=f"C{number % 10}")
+        if x is not None:
+            points[name] = (x, mean)
+            ours = str(found[0]["options"]["model"]).startswith("yolo-lat")
+            axes.errorbar([x], [mean], yerr=spread, fmt="o" if ours else "s", color="C0" if ours else "0.25", capsize=3)
     front: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: (p[0], -p[1])):
+    for point in sorted(points.values(), key=lambda p: (p[0], -p[1])):
         if not front or point[1] > front[-1][1]:
             front.append(point)
     axes.plot(*zip(*front, strict=True), color="0.6", linewidth=1, zorder=0)
@@ -102,7 +102,25 @@ def _pareto(axes: Axes, groups: Groups) -> None:
     left_out = [name for name, found in groups.items() if _cost(found, cost) is None]
     label = COSTS[cost] + (f"; not known of {', '.join(left_out)}" if left_out else "")
     axes.set_xlabel(fill(label, 90), fontsize=8)
-    axes.set_ylabel("AP")
+    axes.set_ylabel("AP; squares: models of others")
+    _name_points(axes, points)
+
+
+def _name_points(axes: Axes, points: dict[str, tuple[float, float]]) -> None:
+    """Write its name beside each point, as far up as lower names need, with a line where that is far."""
+    cast(Figure, axes.figure).draw_without_rendering()  # for where the points come to lie
+    placed: list[Bbox] = []
+    for name, point in sorted(points.items(), key=lambda item: item[1][1]):
+        x, y = axes.transData.transform(point)
+        right, height = x + 10 + 6.5 * len(name), 11  # pixels, of the font below
+        up = 2
+        while any(box.x0 < right and x < box.x1 and y + up < box.y1 and box.y0 < y + up + height for box in placed):
+            up += 1
+        placed.append(Bbox.from_extents(x, y + up, right, y + up + height))
+        line = {"arrowstyle": "-", "color": "0.7", "linewidth": 0.6, "shrinkA": 0, "shrinkB": 2}
+        axes.annotate(
+            name, point, (10, up), textcoords="offset pixels", fontsize=7, arrowprops=line if up > 20 else None
+        )
 
 
 def _cost(found: list[dict[str, Any]], key: str) -> float | None:
