@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from yolo_lat.ela import KERNELS, HadamardExp, Kernel, ela_state, exact_linear_attention, get_kernel
+from yolo_lat.ela import KERNELS, HadamardExp, Kernel, LogKernel, ela_state, exact_linear_attention, get_kernel
 
 ALL = pytest.mark.parametrize("name", sorted(KERNELS))
 
@@ -174,6 +176,24 @@ def test_shapes_that_do_not_fit_are_refused(q, k, v, mask, message) -> None:
     hidden = None if mask is None else torch.ones(*mask, dtype=torch.bool)
     with pytest.raises(ValueError, match=message):
         exact_linear_attention(torch.zeros(*q), torch.zeros(*k), torch.zeros(*v), mask=hidden)
+
+
+@ALL
+def test_without_tokens_and_with_keys_of_no_weight_nothing_comes_out(name: str) -> None:
+    kernel, (q, k, v) = get_kernel(name), (torch.randn(1, 2, n, 4) for n in (3, 5, 5))
+    assert torch.equal(ela_state(k[:, :, :0], v[:, :, :0], kernel).query(q), torch.zeros(1, 2, 3, 4))
+    if isinstance(kernel, LogKernel):
+        weightless = torch.full_like(k, -math.inf)
+        assert torch.equal(ela_state(weightless, v, kernel).query(q), torch.zeros(1, 2, 3, 4))
+        some = torch.cat([k, weightless], dim=2), torch.cat([v, v], dim=2)
+        torch.testing.assert_close(exact_linear_attention(q, *some, kernel), exact_linear_attention(q, k, v, kernel))
+
+
+def test_queries_of_other_heads_are_refused() -> None:
+    state = ela_state(torch.zeros(1, 2, 5, 4), torch.zeros(1, 2, 5, 3))
+    for shape in ((1, 1, 5, 4), (3, 2, 5, 4), (2, 5, 4)):
+        with pytest.raises(ValueError, match=r"do not fit a state \(1, 2, 4, 3\) in batch or heads"):
+            state.query(torch.zeros(shape))
 
 
 def test_states_of_different_kernels_do_not_add() -> None:

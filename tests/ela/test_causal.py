@@ -218,8 +218,18 @@ class TestErrors:
 
     def test_segments_state_and_chunk(self) -> None:
         q, k, v = tokens(5)
+        size = (q.shape[0], 5)
         with pytest.raises(ValueError, match="segments must be"):
-            causal_attention(q, k, v, segments=torch.zeros(5))
+            causal_attention(q, k, v, segments=torch.zeros(5, dtype=torch.long))
+        with pytest.raises(ValueError, match=r"segments must be integer \(B, L\), got torch.float32"):
+            causal_attention(q, k, v, segments=torch.zeros(size))
+        for dtype in (torch.long, torch.float32):
+            with pytest.raises(ValueError, match=r"mask must be bool \(B, L\), got torch"):
+                causal_attention(q, k, v, mask=torch.ones(size, dtype=dtype))
+        for state in (ela_state(k[:1], v[:1]), ela_state(k[:, :1], v[:, :1]), ela_state(k, v[..., :1])):
+            for length in (1, 5):
+                with pytest.raises(ValueError, match="do not fit a state"), torch.no_grad():
+                    causal_attention(*(x[:, :, :length] for x in (q, k, v)), state=state)
         with pytest.raises(ValueError, match=r"made with SumSquaredDistance.* cannot go on with HadamardExp"):
             causal_attention(q, k, v, state=ela_state(k, v, SumSquaredDistance()))
         with pytest.raises(ValueError, match="chunk=1 leaves nothing"):

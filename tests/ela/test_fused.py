@@ -476,19 +476,20 @@ class TestOnCuda:
 
 @pytest.mark.skipif(INTERPRETED, reason="this process is the interpreter's")
 def test_kernels_in_the_interpreter() -> None:
-    run_interpreted()
+    run_interpreted(__file__)
 
 
 @SLOW
 @pytest.mark.skipif(INTERPRETED, reason="this process is the interpreter's")
 def test_more_of_the_kernels_in_the_interpreter() -> None:
-    run_interpreted("-m", "slow")
+    run_interpreted(__file__, "-m", "slow")
 
 
-def run_interpreted(*selection: str) -> None:
+def run_interpreted(file: str, *selection: str) -> None:
+    """Run the operators' tests of a file on the CPU, in Triton's interpreter."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed")
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-k", "TestOperators", __file__]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--tb=short", "-k", "TestOperators", file]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.run(
         [*command, *selection],

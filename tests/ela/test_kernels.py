@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 
@@ -67,6 +68,27 @@ class Truncated(Cubic):
     psi = phi
 
 
+class Rectified(Kernel):
+    """Zero for every key of some queries, which must not hide what is wrong with the others."""
+
+    def phi(self, q: Tensor) -> Tensor:
+        return q.relu()[..., 1:]
+
+    psi = phi
+
+    def pairwise(self, q: Tensor, k: Tensor) -> Tensor:
+        return q.relu() @ k.relu().transpose(-1, -2)
+
+
+class NotANumber(Cubic):
+    """Nothing, at a large scale."""
+
+    def phi(self, q: Tensor) -> Tensor:
+        return super().phi(q) if q.std() < 3 else super().phi(q) * math.nan
+
+    psi = phi
+
+
 class Constant(Kernel):
     """One weight for every pair: nothing to attend to."""
 
@@ -94,6 +116,30 @@ def test_checker_names_the_criterion_that_fails(kernel: Kernel, failed: str) -> 
     assert not report.ok
     assert not getattr(report, failed)
     assert f"{failed.replace('_', '-'):<15}NO" in str(report)
+
+
+@pytest.mark.parametrize("kernel", [Rectified(), NotANumber()], ids=lambda kernel: type(kernel).__name__)
+@pytest.mark.parametrize("dim", [2, 4, 8])
+def test_checker_is_not_deceived_by_zeros_and_what_is_no_number(kernel: Kernel, dim: int) -> None:
+    report = check_kernel(kernel, head_dim=dim)
+    assert not report.decomposable
+    assert 0 <= report.discrimination <= 1
+    assert all(map(math.isfinite, report.correlations.values()))
+
+
+@pytest.mark.parametrize("spread", [1.0, 0.1, 0.01, 0.001])
+@pytest.mark.parametrize(("name", "sign"), [("DiffSquaredDistance", 1), ("SumSquaredDistance", -1)])
+def test_squared_distances_lose_what_their_docstring_says(name: str, sign: int, spread: float) -> None:
+    kernel, eps = get_kernel(name), torch.finfo(torch.float32).eps
+    generator = torch.Generator().manual_seed(0)
+    base = 4 * torch.nn.functional.normalize(torch.randn(8, generator=generator), dim=0)
+    q, k = (side * base + spread * torch.randn(1, 1, 200, 8, generator=generator) for side in (1, sign))
+    v = torch.rand(1, 1, 200, 3, generator=generator)
+    weights = kernel.pairwise(q.double(), k.double())
+    exact = weights @ v.double() / weights.sum(-1, keepdim=True)
+    error = (exact_linear_attention(q, k, v, kernel) - exact).abs().amax(-1)
+    squares = q.square().sum(-1).amax() + k.square().sum(-1).amax()
+    assert (error < 8 * eps * squares / weights.mean(-1)).all()
 
 
 def test_checker_refuses_maps_of_different_width() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -55,6 +57,16 @@ def test_a_causal_layer_leaks_by_its_lobe() -> None:
     torch.manual_seed(2)
     assert future_leak(Layer(False), updates()) > 0.01
     assert future_leak(Layer(True), updates()) < 1e-12
+
+
+def test_a_model_that_sees_the_future_alone_leaks_without_bound() -> None:
+    assert future_leak(lambda x: x.roll(-1, 1) * torch.arange(11, -1, -1).sign()[:, None], updates()) == math.inf
+    assert future_leak(lambda x: 0 * x, updates()) == 0
+
+
+def test_a_leak_that_is_no_number_is_refused() -> None:
+    with pytest.raises(ValueError, match="derivative of output 0 is not finite"):
+        future_leak(lambda x: (0 * x).sqrt(), updates())
 
 
 def test_gradients_pass_and_masks_hold() -> None:

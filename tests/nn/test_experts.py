@@ -205,7 +205,7 @@ def test_without_experts_parameters_keep_their_names() -> None:
     norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     ffn = {f"{part}.{name}" for part in ("expand", "out") for name in ["conv.weight", *(f"bn.{n}" for n in norm)]}
     assert set(layer.ffn.state_dict()) == ffn
-    off, stock = LatModel(content(0), verbose=False), content(0)
+    stock = content(0)
     stock["head"][2][3], stock["backbone"][7][3] = [256, 4, 8], [512, 4, 8]
     torch.manual_seed(0)
     off = LatModel(content(0), verbose=False).state_dict()

@@ -81,7 +81,7 @@ def test_under_autocast_feature_maps_are_narrow(name):
         model(images())
     wide = {key for key, out in dtypes.items() if isinstance(out, torch.Tensor) and out.dtype != torch.bfloat16}
     assert dtypes
-    assert wide <= {key for key in dtypes if isinstance(model.model.get_submodule(key), torch.nn.PixelUnshuffle)}
+    assert not wide
 
 
 @pytest.mark.parametrize(("ours", "stock"), [("v8", "yolov8"), ("12", "yolo12"), ("26", "yolo26")])
@@ -157,6 +157,17 @@ def test_a_model_is_fused_once_batch_norms_residuals_and_branches_are_folded() -
     once = model(images())[0]
     torch.testing.assert_close(once, expected, rtol=1e-3, atol=1e-3)
     assert torch.equal(model.fuse(verbose=False)(images())[0], once)  # nothing is left to do
+
+
+@pytest.mark.parametrize("first", ["gpu", "cpu"])
+def test_a_model_is_fused_for_one_target(first: str) -> None:
+    model = settled_model("yolo-lat-p")
+    model.target = first
+    once = model.fuse(verbose=False)(images())[0]
+    model.target = {"gpu": "cpu", "cpu": "gpu"}[first]
+    with pytest.raises(UserError, match=f"fused for target={first}; load it again for target={model.target}"):
+        model.fuse(verbose=False)
+    assert torch.equal(model(images())[0], once)
 
 
 @pytest.mark.parametrize("target", ["gpu", "cpu"])
@@ -258,6 +269,11 @@ class TestNames:
             ("yolo-lat", "q", "has no scale 'q'"),
             ("yolo-lat-n", "s", "already names scale 'n'"),
             ("missing.yaml", None, "no model 'missing.yaml'"),
+            ("/missing/x.yaml", None, "no model '/missing/x.yaml'"),
+            ("**x.yaml", None, r"no model '\*\*x.yaml'"),
+            ("*.yaml", None, r"no model '\*.yaml'"),
+            ("yolov8n.yaml", "s", "already names scale 'n'"),
+            ("yolov9s.yaml", "s", "yolov9s.yaml has no scales; drop scale=s"),
         ],
     )
     def test_wrong_names_list_the_right_ones(self, model: str, scale: str | None, message: str) -> None:
@@ -307,6 +323,26 @@ def edited(row: int, value: list, part: str = "head") -> dict:
         (edited(3, [10, 1, "Level", [256]]), r"row 11 \(Level\): cannot be built"),
         (edited(3, [10, 3, "Level", [256, 0]]), "cannot be repeated 3 times"),
         (edited(7, [[10, 13], 1, "LatDetect", ["nc"]]), "reads a row that returns several maps"),
+        (
+            edited(7, [-1, 1, "LatDetect", ["nc"]]),
+            r"takes a list of maps, and row -1 returns one; write \[\[-1\], \.\.\.",
+        ),
+        (edited(1, [5, 1, "HyperLink", [256]]), r"takes a list of maps, and row 5 returns one; write \[\[5\], \.\.\."),
+        (
+            edited(7, [13, 1, "Conv", [256, 1, 1]]),
+            "its last row is Conv, no head of YOLO's; end with LatDetect or Detect",
+        ),
+        (edited(2, [[9, 8], 1, "CrossScaleELA", [256, 4, 0]]), "key_dim=0 leaves keys no channel"),
+        (edited(2, [[9, 8], 1, "CrossScaleELA", [256, 4, 8, {"local": 4}]]), "local=4 is no odd side"),
+        (
+            edited(2, [[9, 8], 1, "CrossScaleELA", [256, 4, 8, [0, 0]]]),
+            r"memory=\[0, 0\] must name levels .*, each once",
+        ),
+        (
+            edited(2, [[9, 8], 1, "CrossScaleELA", [256, 4, 8, [1], {"attention": "none"}]]),
+            r"memory=\[1\] is for levels that share",
+        ),
+        (edited(3, [-1, 2, "LocalBlock", [256, 4]], "backbone"), r"row 3 \(LocalBlock\): .*k=4 is no odd side"),
         (edited(1, [-1, "HyperLink"]), r"a row is \[from, repeats, module"),
         (edited(2, [-1, 1, "Conv", ["a"]], "backbone"), r"row 2 \(Conv\): cannot be built"),
         (edited(3, [-1, 2, "LocalBlock", [256, 4, 2, 9, 9]], "backbone"), r"row 3 \(LocalBlock\): cannot be built"),

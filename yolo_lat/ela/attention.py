@@ -84,7 +84,12 @@ class ELAState:
         """Attend from queries q (B, H, Lq, D) to all tokens of the state; returns (B, H, Lq, Dv) in q's dtype.
 
         Where the weights sum to zero (no token, all masked, or a kernel that is zero for every key) the output is 0.
+
+        Raises:
+            ValueError: other batches or heads than the state's.
         """
+        if q.dim() != 4 or q.shape[:2] != self.S.shape[:2]:
+            raise ValueError(f"queries {tuple(q.shape)} do not fit a state {tuple(self.S.shape)} in batch or heads")
         if self._fused(q):
             assert self.log_scale is not None
             return query_op(q, self.S, self.C, self.log_scale)
@@ -100,7 +105,7 @@ class ELAState:
 
     def _fused(self, q: Tensor) -> bool:
         obstacle = None
-        if q.dim() != 4 or q.shape[:2] != self.S.shape[:2] or q.shape[-1] != self.S.shape[-2]:
+        if q.shape[-1] != self.S.shape[-2]:
             obstacle = f"queries {tuple(q.shape)} do not fit a state {tuple(self.S.shape)}"
         elif self.S.dtype != torch.float32:
             obstacle = f"only states in float32 are fused, and this is {self.S.dtype}"
@@ -136,10 +141,14 @@ def ela_state(k: Tensor, v: Tensor, kernel: Kernel | None = None, mask: Tensor |
         log_scale = None
         if isinstance(kernel, LogKernel):
             logits = kernel.log_psi(k)
+            # The smallest finite number, not -inf: a set whose tokens are all hidden must not turn into NaN.
+            least = torch.finfo(logits.dtype).min / 4
             if hidden is not None:
-                # The smallest finite number, not -inf: a set whose tokens are all hidden must not turn into NaN.
-                logits = logits.masked_fill(hidden, torch.finfo(logits.dtype).min / 4)
-            peak = logits.detach().amax(-2, keepdim=True)
+                logits = logits.masked_fill(hidden, least)
+            if k.shape[2]:
+                peak = logits.detach().amax(-2, keepdim=True).clamp_min(least)
+            else:
+                peak = logits.new_full((*logits.shape[:2], 1, logits.shape[-1]), least)
             features, log_scale = (logits - peak).exp(), peak.squeeze(-2)
         else:
             features = kernel.psi(k)

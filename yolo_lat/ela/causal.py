@@ -91,13 +91,17 @@ def causal_attention(
         `state + ela_state(k_next, v_next)`, then `.query(q_next)`. Half precisions are summed in float32.
 
     Raises:
-        ValueError: shapes that do not belong together, or a state of another kernel.
+        ValueError: shapes or dtypes that do not belong together, or a state of another kernel, batch or heads.
     """
     kernel = kernel or HadamardExp()
     _check(q, k, v, kernel, state, chunk)
-    for name, given in (("segments", segments), ("mask", mask)):
-        if given is not None and given.shape != (k.shape[0], k.shape[2]):
-            raise ValueError(f"{name} must be (B, L), got {tuple(given.shape)} for k {tuple(k.shape)}")
+    for name, given, kind in (("segments", segments, "integer"), ("mask", mask, "bool")):
+        if given is None:
+            continue
+        fits = given.dtype == torch.bool if kind == "bool" else not (given.is_floating_point() or given.is_complex())
+        if not fits or given.shape != (k.shape[0], k.shape[2]):
+            got = f"{given.dtype} {tuple(given.shape)}"
+            raise ValueError(f"{name} must be {kind} (B, L), got {got} for k {tuple(k.shape)}")
     if _fused(q, k, v, kernel, state, mask, segments):
         y, (S, C, log_scale) = causal_fused.attend(q, k, v, None if state is None else _sums(state))
         return y, ELAState(S, C, kernel, log_scale)
@@ -174,8 +178,8 @@ def ela_step_(q: Tensor, k: Tensor, v: Tensor, state: ELAState) -> Tensor:
     kernel, S = state.kernel, state.S
     _check(q, k, v, kernel, state, CHUNK)
     sums = [x for x in (S, state.C, state.log_scale) if x is not None]
-    if k.shape[2] != 1 or S.dim() != 4 or (*S.shape[:2], S.shape[3]) != (*v.shape[:2], v.shape[3]):
-        raise ValueError(f"a step takes one token of the state's heads, got v {tuple(v.shape)} for S {tuple(S.shape)}")
+    if k.shape[2] != 1:
+        raise ValueError(f"a step takes one token, got v {tuple(v.shape)}")
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *sums)):
         raise ValueError("ela_step_ has no gradient; call it under torch.no_grad(), or causal_attention in its place")
     if any(stride == 0 < size - 1 for x in sums for size, stride in zip(x.shape, x.stride(), strict=True)):
@@ -227,6 +231,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, kernel: Kernel, state: ELAState | No
         )
     if state is not None and type(state.kernel) is not type(kernel):
         raise ValueError(f"the state was made with {state.kernel} and cannot go on with {kernel}")
+    S = None if state is None else state.S
+    if S is not None and (S.dim() != 4 or (*S.shape[:2], S.shape[3]) != (*v.shape[:2], v.shape[3])):
+        raise ValueError(f"keys {tuple(k.shape)} and values {tuple(v.shape)} do not fit a state {tuple(S.shape)}")
     if chunk < 2:
         raise ValueError(f"chunk={chunk} leaves nothing to do at once; use 2 or more, such as {CHUNK}")
 

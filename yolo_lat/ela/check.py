@@ -82,7 +82,10 @@ class KernelReport:
 
 def _discrimination(weights: Tensor) -> float:
     p = weights.clamp_min(0)
-    p = p / p.sum(-1, keepdim=True).clamp_min(1e-300)
+    p = p[p.sum(-1) > 0]  # queries that have a key
+    if not len(p):
+        return 0.0
+    p = p / p.sum(-1, keepdim=True)
     return float(1 - torch.special.entr(p).sum(-1).mean() / math.log(p.shape[-1]))
 
 
@@ -112,11 +115,14 @@ def check_kernel(kernel: Kernel, head_dim: int = 16, tokens: int = 256, seed: in
     for scale in _SCALES:
         exact = kernel.pairwise(scale * q, scale * k)
         largest = exact.abs().amax(-1, keepdim=True)
+        largest = torch.where(largest == 0, largest.max(), largest).clamp_min(torch.finfo(torch.float64).tiny)
         linear = kernel.phi(scale * q) @ kernel.psi(scale * k).T
-        error = max(error, float(((linear - exact).abs() / largest).max()))
-        minimum = min(minimum, float((exact / largest).min()))
+        # What is no number fails; Python's max and min would pass over it.
+        error = max(error, float(((linear - exact).abs() / largest).nan_to_num(nan=math.inf).max()))
+        minimum = min(minimum, float((exact / largest).nan_to_num(nan=-math.inf).min()))
 
-    share = weights / weights.sum(-1, keepdim=True)
+    total = weights.sum(-1, keepdim=True)
+    share = weights / torch.where(total == 0, 1, total)
     return KernelReport(
         kernel=type(kernel).__name__,
         head_dim=head_dim,

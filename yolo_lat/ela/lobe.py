@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -81,6 +83,12 @@ def future_leak(model: nn.Module, x: Tensor) -> float:
     Args:
         model: maps (B, L, D) to (B, L, anything).
         x: where to look, (B, L, D) with L from 2.
+
+    Returns:
+        From 0 on; infinity for a model that sees what comes after alone.
+
+    Raises:
+        ValueError: a derivative is not finite.
     """
     length = x.shape[1]
     x = x.detach().requires_grad_()
@@ -88,6 +96,8 @@ def future_leak(model: nn.Module, x: Tensor) -> float:
     late, early = 0.0, 0.0
     for position in range(length):
         (gradient,) = torch.autograd.grad(y[:, position].sum(), x, retain_graph=True)
+        if not gradient.isfinite().all():
+            raise ValueError(f"the derivative of output {position} is not finite, so nothing can be said of the model")
         late = max(late, float(gradient[:, position + 1 :].abs().amax()) if position + 1 < length else 0.0)
         early = max(early, float(gradient[:, : position + 1].abs().amax()))
-    return late / early if early else 0.0
+    return late / early if early else math.inf if late else 0.0

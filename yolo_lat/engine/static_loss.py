@@ -20,9 +20,9 @@ from ultralytics.utils.metrics import bbox_iou
 from ultralytics.utils.ops import xywh2xyxy, xyxy2xywh
 from ultralytics.utils.tal import TaskAlignedAssigner, bbox2dist
 
+from yolo_lat.ela.attention import no_autocast
 from yolo_lat.engine.ranks import RANKS, mean_over_ranks
 from yolo_lat.errors import UserError
-from yolo_lat.nn.precision import without_autocast
 
 # Pairs of object and anchor that are compared at once: temporaries of 16 MB stay in a GPU's cache.
 _PAIRS_AT_ONCE = 4_194_304
@@ -259,7 +259,7 @@ class StaticDetectionLoss(v8DetectionLoss):
         centres (A, 2) in strides, and strides (A, 1). All is computed in float32 at least, whatever autocast says: in
         bfloat16 the right side of a box at 640 px would be rounded to 4 px.
         """
-        with without_autocast(preds["boxes"].device.type):
+        with no_autocast(preds["boxes"].device.type):
             return self._assigned_and_loss(preds, batch, assign_kwargs)
 
     def _assigned_and_loss(

@@ -29,8 +29,10 @@ def merge_heads(x: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
     return x.transpose(-1, -2).reshape(x.shape[0], x.shape[1] * x.shape[3], *size)
 
 
-def check_heads(width: int, heads: int) -> None:
-    """Raise ValueError unless `heads` divides `width`."""
+def check_heads(width: int, heads: int, key_dim: int = 1) -> None:
+    """Raise ValueError unless `heads` divides `width`, and keys have a channel."""
+    if key_dim < 1:
+        raise ValueError(f"key_dim={key_dim} leaves keys no channel; use 1 or more, such as 8")
     if heads < 1 or width % heads:
         divisors = [h for h in range(1, min(width, 32) + 1) if width % h == 0]
         raise ValueError(f"heads={heads} does not divide the width {width}; use one of {divisors}")
@@ -53,14 +55,14 @@ class ProjectedELA(nn.Module):
         (B, c1, H, W) -> y and v, both (B, c2, H, W).
 
     Raises:
-        ValueError: heads that do not divide c2, or an unknown kernel.
+        ValueError: heads that do not divide c2, keys without a channel, or an unknown kernel.
     """
 
     same_head: Tensor | None
 
     def __init__(self, c1: int, c2: int, heads: int, key_dim: int, kernel: str) -> None:
         super().__init__()
-        check_heads(c2, heads)
+        check_heads(c2, heads, key_dim)
         self.heads = heads
         self.kernel: Kernel = get_kernel(kernel)
         self.widths = [heads * key_dim, heads * key_dim, c2]
@@ -140,7 +142,7 @@ class ProjectedSoftmax(nn.Module):
 
     def __init__(self, c1: int, c2: int, heads: int, key_dim: int) -> None:
         super().__init__()
-        check_heads(c2, heads)
+        check_heads(c2, heads, key_dim)
         self.heads = heads
         self.widths = [heads * key_dim, heads * key_dim, c2]
         self.qkv = Conv(c1, sum(self.widths), 1, act=False)

@@ -9,6 +9,12 @@ from ultralytics.nn.modules import Conv
 from yolo_lat.nn.layout import channels_first
 
 
+def check_odd(name: str, side: int) -> None:
+    """Raise ValueError unless the side of a convolution is odd, as one that keeps a map's size has to be."""
+    if side < 1 or side % 2 == 0:
+        raise ValueError(f"{name}={side} is no odd side; use 3, 5 or another odd number")
+
+
 class PixelStem(nn.Module):
     """PixelUnshuffle(2) and a 3x3 convolution of stride 2: the image at stride 4 without a layer at stride 2.
 
@@ -64,10 +70,14 @@ class ResidualConv(nn.Module):
 
     Shape:
         (B, c, H, W) -> (B, c, H, W).
+
+    Raises:
+        ValueError: an even k.
     """
 
     def __init__(self, c: int, k: int = 3, groups: int = 1, act: bool = True) -> None:
         super().__init__()
+        check_odd("k", k)
         self.branch = Conv(c, c, k, g=groups, act=False)
         self.act = Conv.default_act if act else nn.Identity()
         self.folded = False
@@ -100,6 +110,9 @@ class LocalBlock(nn.Module):
 
     Shape:
         (B, c1, H, W) -> (B, c2, H, W).
+
+    Raises:
+        ValueError: an even k.
     """
 
     def __init__(self, c1: int, c2: int, n: int = 1, k: int = 3, depthwise: bool = True) -> None:

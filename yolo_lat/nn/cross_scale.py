@@ -15,6 +15,7 @@ from ultralytics.nn.modules import Conv
 from yolo_lat.ela.moe import Bias
 from yolo_lat.nn.attention import ProjectedELA, ProjectedMean, ProjectedSoftmax
 from yolo_lat.nn.blocks import feed_forward
+from yolo_lat.nn.body import check_odd
 from yolo_lat.nn.layout import from_areas, into_areas, side_by_side, split_levels
 
 ATTENTIONS = ("ela", "softmax", "area", "mean", "none")
@@ -88,15 +89,17 @@ class CrossScaleELA(nn.Module):
     ) -> None:
         super().__init__()
         self.memory = list(range(len(channels))) if memory is None else list(memory)
-        if not self.memory or not set(self.memory) <= set(range(len(channels))):
-            raise ValueError(f"memory={memory} must name levels out of {list(range(len(channels)))}")
+        if not self.memory or len(set(self.memory) & set(range(len(channels)))) < len(self.memory):
+            raise ValueError(f"memory={memory} must name levels out of {list(range(len(channels)))}, each once")
         if attention not in ATTENTIONS:
             raise ValueError(f"attention={attention} is unknown; use one of {', '.join(ATTENTIONS)}")
         self.across = across and attention != "area"
-        if memory is not None and not self.across:
+        if memory is not None and (not self.across or attention == "none"):
             raise ValueError(f"memory={memory} is for levels that share their tokens; leave it out")
         if attention == "none" and not local:
             raise ValueError("attention=none and local=0 leave nothing that mixes positions; keep one of them")
+        if local:
+            check_odd("local", local)
         self.areas = [AREAS] * (len(channels) - 1) + [1] if attention == "area" else [1] * len(channels)
         self.adapt = nn.ModuleList(nn.Identity() if c == c2 else Conv(c, c2, 1) for c in channels)
         self.attention = self._attention(attention, c2, heads, key_dim, kernel)

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import LOGGER
 
+from yolo_lat.ela.attention import no_autocast
 from yolo_lat.errors import UserError
 from yolo_lat.nn import parser
 from yolo_lat.nn.attention import ProjectedELA
@@ -19,7 +21,7 @@ from yolo_lat.nn.complexity import count_gflops, count_parameters
 from yolo_lat.nn.cross_scale import CrossScaleELA
 from yolo_lat.nn.experts import RoutedFFN, with_balance
 from yolo_lat.nn.head import LatDetect
-from yolo_lat.nn.precision import widened, without_autocast
+from yolo_lat.nn.precision import widened
 
 parser.install()
 
@@ -35,12 +37,14 @@ class LatModel(DetectionModel):
 
     Attributes:
         target: "gpu" or "cpu", which processor `fuse` is to suit; either runs anywhere, with the same results.
+        fused_for: the target that it was fused for, None before.
 
     Raises:
         UserError: a row that cannot be built, or that does not fit its inputs.
     """
 
     target = "gpu"
+    fused_for: str | None = None
 
     def __init__(self, cfg: dict[str, Any], ch: int = 3, nc: int | None = None, verbose: bool = True) -> None:
         try:
@@ -51,6 +55,9 @@ class LatModel(DetectionModel):
             if isinstance(error, RuntimeError) and "memory" in str(error):
                 raise
             raise self._locate(ch) or self._refused(cfg, error) from error
+        if not isinstance(self.model[-1], Detect):
+            file, last = cfg.get("yaml_file", "model YAML"), type(self.model[-1]).__name__
+            raise UserError(f"{file}: its last row is {last}, no head of YOLO's; end with LatDetect or Detect")
 
     @staticmethod
     def _refused(cfg: dict[str, Any], error: Exception) -> UserError:
@@ -104,17 +111,23 @@ class LatModel(DetectionModel):
         """
         if preds is None:
             preds = self.forward(batch["img"])
-        with without_autocast(batch["img"].device.type):
+        with no_autocast(batch["img"].device.type):
             losses, named = super().loss(batch, widened(preds))
         return with_balance(losses, self, len(batch["img"])), named
 
     def fuse(self, verbose: bool = True, imgsz: int = 640) -> LatModel:
         """Turn the training form into the inference form for `target`, in place; outputs stay equal to rounding.
 
-        Batch norms fold into their convolutions (a Hyper-Link's gates among them), residuals into theirs, attention
-        computes all heads in two products, the FFN its gate and value apart, experts all run on every position, and the
-        head keeps one branch.
+        Batch norms fold into their convolutions (gates of Hyper-Links that change the width among them), residuals into
+        theirs, attention computes all heads in two products, the FFN its gate and value apart, experts all run on every
+        position, and the head keeps one branch.
+
+        Raises:
+            UserError: it is fused for the other target.
         """
+        if self.fused_for not in (None, self.target):
+            raise UserError(f"the model is fused for target={self.fused_for}; load it again for target={self.target}")
+        self.fused_for = self.target
         super().fuse(verbose=False)
         folded = (ResidualConv, ProjectedELA, GatedFFN, RoutedFFN, LatDetect if self.target == "gpu" else PixelStem)
         for module in self.modules():

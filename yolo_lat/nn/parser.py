@@ -197,9 +197,13 @@ class _Parser:
         """Return how many maps the source of row i returns, and note how many row i returns itself."""
         sources, _, name, _ = self.rows[i]
         counts = [self.levels.get(i + f if f < 0 else f, 1) for f in _as_list(sources)]
+        if name in ROWS and not ROWS[name].many and len(counts) != 1:
+            raise self.error(i, f"takes one feature map, not {len(counts)}; join them with HyperLink or Concat first")
         takes_all = name in ROWS and ROWS[name].many and isinstance(sources, int)
         if max(counts) > 1 and not takes_all:
             raise self.error(i, "reads a row that returns several maps; only a row that takes them all, alone, can")
+        if takes_all and (i + sources if sources < 0 else sources) not in self.levels:
+            raise self.error(i, f"takes a list of maps, and row {sources} returns one; write [[{sources}], ...]")
         if name in ROWS and ROWS[name].levels:
             self.levels[i] = sum(counts)
         return counts[0] if isinstance(sources, int) else 1
@@ -233,8 +237,6 @@ class _Parser:
     def _build_ours(self, i: int, widths: list[int]) -> nn.Module:
         _, n, name, args = self.rows[i]
         row = ROWS[name]
-        if not row.many and len(widths) != 1:
-            raise self.error(i, f"takes one feature map, not {len(widths)}; join them with HyperLink or Concat first")
         try:
             if row.head:
                 nc = self.d["nc"] if args[:1] == ["nc"] else args[0]

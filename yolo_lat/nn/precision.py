@@ -5,19 +5,12 @@ bfloat16 has eight significant bits, so that coordinates beyond 512 px would lie
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _HALF = {torch.float16, torch.bfloat16}
-
-
-def without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Return a context in which autocast is off."""
-    available = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 def widened(predictions: Any) -> Any:

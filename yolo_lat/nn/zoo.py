@@ -59,8 +59,8 @@ def _split(name: str) -> tuple[str, str] | None:
 
 def _ultralytics_yaml(stem: str) -> Path | None:
     """Find the YAML that Ultralytics ships for a name such as yolov8n, whose scale letter its file names leave out."""
-    unified = re.sub(r"(\d+)[nslmx]$", r"\1", stem)
-    return next((ULTRALYTICS_CFG / "models").rglob(f"{unified}.yaml"), None)
+    files = {file.stem: file for file in (ULTRALYTICS_CFG / "models").rglob("*.yaml")}
+    return files.get(stem) or files.get(re.sub(r"(\d+)[nslmx]$", r"\1", stem))
 
 
 def is_ours(name: str) -> bool:
@@ -83,7 +83,7 @@ def load_model_yaml(model: str | Path, scale: str | None = None) -> dict[str, An
     Raises:
         UserError: no such model, broken YAML, or a scale that it does not have.
     """
-    file = Path(model)
+    file, named = Path(model), None
     if not file.is_file():
         stem = str(model).removesuffix(".yaml")
         found = _split(stem)
@@ -91,18 +91,21 @@ def load_model_yaml(model: str | Path, scale: str | None = None) -> dict[str, An
             file = resource(f"cfg/models/{stem}.yaml")
         elif found:
             file, named = resource(f"cfg/models/{found[0]}.yaml"), found[1]
-            if scale not in (None, named):
-                raise UserError(f"model={model} already names scale '{named}', but scale={scale} was given; drop one")
-            scale = named
         elif file.suffix == ".yaml" and (stock := _ultralytics_yaml(stem)):
-            file, scale = stock, scale or guess_model_scale(stem)
+            file, named = stock, guess_model_scale(stem)
         else:
             names = model_names()
             raise UserError(f"no model '{model}'{nearest(stem, names)}; known models: {', '.join(names)}")
+    if named and scale not in (None, named):
+        raise UserError(f"model={model} already names scale '{named}', but scale={scale} was given; drop one")
     content = _read(file)
     scales = content.get("scales") or {}
-    scale = scale or content.get("scale") or (next(iter(scales)) if len(scales) == 1 else None)
-    if scales and scale not in scales:
+    if scale and not scales:
+        raise UserError(f"{file.name} has no scales; drop scale={scale}")
+    if not scales:
+        return {**content, "scale": "", "yaml_file": str(file)}
+    scale = scale or named or content.get("scale") or (next(iter(scales)) if len(scales) == 1 else None)
+    if scale not in scales:
         problem = f"has no scale '{scale}'" if scale else "needs a scale"
         raise UserError(f"{file.name} {problem}; give scale= one of {', '.join(scales)}")
-    return {**content, "scale": scale or "", "yaml_file": str(file)}
+    return {**content, "scale": scale, "yaml_file": str(file)}
