@@ -232,6 +232,11 @@ class TestAdding:
     def test_what_a_training_began_with(self, args, words) -> None:
         assert add_weights.started_from(args) == words
 
+    def test_a_card_has_every_key_that_repeating_the_training_takes(self) -> None:
+        like = {"lr0": 0.002, "translate": 0.1, "degrees": 0.0, "device": "3", "workers": 2, "cuda_graph": True}
+        found = add_weights.changes({**like, "cache": "device", "flipud": 0.5, "scale": 0.1}, "small")
+        assert found == {"cache": "device", "flipud": 0.5, "scale": 0.1, "cuda_graph": True}
+
     def test_what_is_missing(self, given) -> None:
         given.about.write_text("data: x\n")
         with pytest.raises(UserError, match="needs the keys data, note and limits"):

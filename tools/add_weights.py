@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from ultralytics.utils import DEFAULT_CFG_DICT
 
 from yolo_lat import YOLOLAT, __version__
 from yolo_lat.data.reader import read_split
@@ -42,6 +43,19 @@ from yolo_lat.pretrained import REGISTRY, read_registry, sha256
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 LARGEST_MB = 25
 SAME_AP = 0.005
+ELSEWHERE = {
+    "mode",
+    "model",
+    "data",
+    "device",
+    "workers",
+    "project",
+    "name",
+    "exist_ok",
+    "save_dir",
+    "plots",
+    "verbose",
+}
 RECIPE = ("cfg", "epochs", "imgsz", "batch", "optimizer", "lr0", "seed", "pretrained")
 
 
@@ -227,7 +241,7 @@ def make_card(
         about["note"],
         "",
         "```console",
-        f"yolo-lat predict model={name} source=street.jpg",
+        f"yolo-lat predict model={name} source=picture.jpg",
         f"yolo-lat val model={name} data={facts['data']}.yaml imgsz={facts['imgsz']}",
         "```",
         "",
@@ -274,14 +288,13 @@ def make_card(
 
 
 def changes(args: dict[str, Any], recipe: str) -> dict[str, Any]:
-    """Return the arguments that differ from those of the recipe that ships under that name."""
+    """Return the arguments that differ from the recipe that ships under that name, or else from the defaults."""
     file = FOLDER.parent / f"cfg/train/{recipe}.yaml"
     if not file.is_file():
         return {}
-    own = {"cache", "cuda_graph", "amp"}
-    given = read_recipe(file)
-    changed = {key: args[key] for key, value in given.items() if key in args and args[key] != value}
-    return changed | {key: args[key] for key in own if key in args}
+    usual = DEFAULT_CFG_DICT | read_recipe(file)
+    changed = {key: args[key] for key in args if key in usual and key not in ELSEWHERE and args[key] != usual[key]}
+    return changed | {key: args[key] for key in ("cuda_graph", "amp") if key in args}
 
 
 def _existing(file: Path) -> Path:

@@ -150,7 +150,9 @@ MODES = {
                     "a number is Ultralytics' augmentation gain, resizing by 1 - gain to 1 + gain",
                 ),
                 Key(
-                    "cfg", "", "training recipe: a .yaml of these keys, or coco-p, -n, -s, -m, -l, -x, small, finetune"
+                    "cfg",
+                    "",
+                    "recipe: a .yaml of these keys, or coco-p, -n, -s, -m, -l, -x, small, finetune, inspection",
                 ),
                 Key(
                     "cache",

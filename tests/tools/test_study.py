@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 import shutil
@@ -283,6 +284,20 @@ class TestKnownRuns:
         given.known = [given.study.parent / "none.json"]
         with pytest.raises(UserError, match=r"none\.json: not the record of a study"):
             study.write_results(self.declared(given), given)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "tools/studies/data").glob("*.txt")), ids=lambda file: file.stem)
+def test_the_lists_of_images_are_those_of_the_sets(file) -> None:
+    folder = ROOT.parent / "shared/data" / file.stem
+    if not folder.is_dir():
+        pytest.skip(f"no data set {file.stem}")
+    title, _, *lines = file.read_text(encoding="utf-8").splitlines()
+    assert title.endswith("; a line for each image.")
+    for split, digest in zip(("train", "val"), lines, strict=False):
+        content = (folder / f"annotations/{split}.json").read_bytes()
+        assert digest == f"# {split} {hashlib.sha256(content).hexdigest()}"
+        names = sorted(image["file_name"] for image in json.loads(content)["images"])
+        assert [line for line in lines[2:] if line.startswith(split)] == [f"{split} {name}" for name in names]
 
 
 @pytest.mark.parametrize("record", sorted((ROOT / "docs/results").glob("study-*.json")), ids=lambda file: file.stem)
