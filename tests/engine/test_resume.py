@@ -8,15 +8,19 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from quick import first
 from safetensors.torch import load_file
+from ultralytics.utils import LOGGER
 
 from yolo_lat import YOLOLAT
 from yolo_lat.engine import resume
+from yolo_lat.engine.loop import TrainLoop
 from yolo_lat.engine.resume import read_state, staged
+from yolo_lat.engine.trainer import LatTrainer
 from yolo_lat.errors import UserError
 
 # Trains in a process of its own, which kills itself at a place of its last-but-one epoch.
@@ -208,3 +212,123 @@ def test_a_full_disk_stops_the_training_and_keeps_what_was_saved(shapes, tmp_pat
     monkeypatch.undo()
     YOLOLAT("yolo-lat-p").train(resume=str(weights / "last.pt"))
     assert len(result(tmp_path)[1]) == 3
+
+
+class StopHereError(Exception):
+    """In place of a kill, in this process."""
+
+
+class TestGoingOnOtherwise:
+    """What may be given when a training goes on, and what stays as it was."""
+
+    @pytest.fixture
+    def begin(self, shapes, tmp_path):
+        """Train until the callback of an event ends it; returns its last.pt."""
+
+        def begin(event: str, when=lambda trainer: True, **options) -> Path:
+            def end(trainer) -> None:
+                if when(trainer):
+                    raise StopHereError
+
+            model = YOLOLAT("yolo-lat-p")
+            model.add_callback(event, end)
+            options = {"epochs": 4, "imgsz": 64, "batch": 9, "nbs": 18, "warmup_epochs": 1, "workers": 0} | options
+            with pytest.raises(StopHereError):
+                model.train(data=shapes, project=tmp_path, name="run", device="cpu", plots=False, **options)
+            return tmp_path / "run/weights/last.pt"
+
+        return begin
+
+    @pytest.fixture
+    def said(self, monkeypatch) -> list[str]:
+        """What Ultralytics' logger is given."""
+        lines: list[str] = []
+        for level in ("info", "warning"):
+            monkeypatch.setattr(LOGGER, level, lambda text, *_: lines.append(str(text)))
+        return lines
+
+    @pytest.mark.parametrize(("batch", "accumulated"), [(24, 1), pytest.param(3, 6, marks=pytest.mark.slow)])
+    def test_the_batch_size(self, begin, monkeypatch, batch, accumulated) -> None:
+        last = begin("on_train_epoch_start", lambda t: t.epoch == 2)
+        step, updates = LatTrainer.train_step, []
+
+        def counting(trainer, of_batch, update):
+            updates.append(update)
+            return step(trainer, of_batch, update)
+
+        monkeypatch.setattr(LatTrainer, "train_step", counting)
+        YOLOLAT("yolo-lat-p").train(resume=str(last), batch=batch)
+        assert len(updates) == 2 * 24 // batch
+        after_first = updates[updates.index(True) :]
+        assert [i for i, update in enumerate(after_first) if update] == list(range(0, len(after_first), accumulated))
+        assert updates.index(True) < accumulated
+
+    def test_options_that_were_given_and_those_that_were_not(self, begin, said) -> None:
+        last = begin(
+            "on_train_epoch_start", lambda t: t.epoch == 2, val_period=3, cutout=0.5, cache="device", save_period=1
+        )
+        model, found = YOLOLAT("yolo-lat-p"), {}
+        model.add_callback("on_train_epoch_start", lambda t: found.update(vars(t.args), limit=t.stopper.patience))
+        said.clear()
+        model.train(resume=str(last), val_period=1, patience=7)
+        assert (found["val_period"], found["cutout"], found["limit"]) == (1, 0.5, 7)
+        assert not any("Resume ignores" in line for line in said)
+        assert any(line.startswith("\n2 epochs completed") for line in said)
+
+    @pytest.mark.parametrize(("patience", "epochs"), [(2, 3), pytest.param(3, 4, marks=pytest.mark.slow)])
+    def test_an_early_stop_stays_one_unless_more_patience_is_given(
+        self, begin, tmp_path, monkeypatch, patience, epochs
+    ) -> None:
+        validate, final_eval = LatTrainer.validate, LatTrainer.final_eval
+
+        def worse_and_worse(trainer):
+            metrics, _ = validate(trainer)
+            trainer.best_fitness = 1.0  # of the first epoch
+            return metrics, 1 / (trainer.epoch + 1)
+
+        def end(trainer) -> None:
+            raise StopHereError
+
+        monkeypatch.setattr(LatTrainer, "validate", worse_and_worse)
+        monkeypatch.setattr(LatTrainer, "final_eval", end)
+        last = begin("on_train_end", epochs=9, patience=2)
+        monkeypatch.setattr(LatTrainer, "final_eval", final_eval)
+        YOLOLAT("yolo-lat-p").train(resume=str(last), patience=patience)
+        assert len(result(tmp_path)[1]) == epochs
+
+    def test_a_training_in_the_folder_of_another_takes_its_place_with_its_first_checkpoint(self, begin) -> None:
+        last = begin("on_train_epoch_start", lambda t: t.epoch == 1, seed=1)
+        old = {file.name: file.read_bytes() for file in last.parent.iterdir()}
+        assert {"last.pt", "resume.pt"} <= old.keys()
+        begin("on_train_epoch_end", seed=2, exist_ok=True)
+        assert {file.name: file.read_bytes() for file in last.parent.iterdir()} == old
+        begin("on_model_save", lambda t: not Path(t.wdir, "resume.pt").is_file() or t.epoch == 1, seed=2, exist_ok=True)
+        assert last.read_bytes() != old["last.pt"]
+        assert read_state(last)["epoch"] == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("epoch,a\n1,2\n2,3\n3,4\n", "epoch,a\n1,2\n2,3\n"),
+        ("epoch,a\n1,2\n2,", "epoch,a\n1,2\n"),
+        ("epoch,a\n", "epoch,a\n"),
+        ("epoc", None),
+        ("", None),
+    ],
+)
+def test_results_that_a_kill_cut_are_whole_again(tmp_path, text, left) -> None:
+    file = tmp_path / "results.csv"
+    file.write_text(text)
+    loop = object.__new__(TrainLoop)
+    loop.trainer = SimpleNamespace(csv=file, start_epoch=2)
+    loop._cut_results()
+    assert (file.read_text() if file.exists() else None) == left
+
+
+def test_what_is_no_number_for_good_ends_with_a_sentence(tmp_path) -> None:
+    trainer = object.__new__(LatTrainer)
+    trainer.model, trainer.teaching = torch.nn.Linear(1, 1), None
+    trainer.loss, trainer.fitness, trainer.start_epoch, trainer.last = torch.tensor(torch.nan), None, 0, tmp_path / "no"
+    with pytest.raises(UserError, match=r"Loss NaN/Inf detected .*; lower lr0=, or give amp=False"):
+        trainer._handle_nan_recovery(1)

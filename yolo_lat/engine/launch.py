@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -106,6 +108,12 @@ def interrupted_run(device: Any, project: Path) -> dict[str, Any]:
 
 
 def _launch() -> str:
-    """Return what is the same in all starts of processes by one torchrun: its run's name, or its process."""
+    """Return what is the same in all starts of processes by one torchrun: its run's name, or its process.
+
+    In containers processes have the same numbers again and again, so that the time of the start counts too.
+    """
     name = os.environ.get("TORCHELASTIC_RUN_ID", "none")
-    return name if name != "none" else f"process {os.getppid()}"
+    if name != "none":
+        return name
+    parent = psutil.Process(os.getppid())
+    return f"process {parent.pid} on {socket.gethostname()}, started {parent.create_time()}"

@@ -49,7 +49,6 @@ class TrainLoop:
         t = self.trainer
         self.began = time.monotonic()  # clocks may be set meanwhile
         t.epoch_time, t.epoch_time_start = None, self.began
-        self.first_epoch = t.start_epoch
         t.run_callbacks("on_train_start")
         self._announce()
         resumed = t.state is not None
@@ -63,9 +62,13 @@ class TrainLoop:
             t.plot_idx.extend([first, first + 1, first + 2])
         t.begin_epochs(t.start_epoch)
         self.mosaic_closed = not t.args.close_mosaic
+        self.first_epoch = t.start_epoch
         epoch, t.epoch = t.start_epoch, t.start_epoch - 1
         self.last_checkpoint = t.epoch, float("-inf")  # its epoch, and when it was written
-        if MAIN and t.args.save and not resumed:
+        self.replaces = (
+            not resumed and t.last.is_file()
+        )  # another training in this folder, which can be resumed until then
+        if MAIN and t.args.save and not resumed and not self.replaces:
             write_state(t, t.wdir)  # else a kill between the first last.pt and its resume.pt would lose the beginning
         while epoch < t.epochs and not t.stop:
             t.epoch = epoch
@@ -104,8 +107,12 @@ class TrainLoop:
         file = Path(self.trainer.csv)
         if not file.is_file():
             return
-        header, *rows = list(csv.reader(file.read_text(encoding="utf-8").splitlines()))
-        kept = [row for row in rows if row and float(row[0]) <= self.trainer.start_epoch]
+        *whole, _ = file.read_text(encoding="utf-8").split("\n")  # the last one is empty, or was cut by a kill
+        if not whole:
+            file.unlink()  # as Ultralytics writes the header where there is no file
+            return
+        header, *rows = csv.reader(whole)
+        kept = [row for row in rows if float(row[0]) <= self.trainer.start_epoch]
         with staged(file.parent) as stage:
             text = "".join(",".join(row) + "\n" for row in [header, *kept])
             (stage / file.name).write_text(text, encoding="utf-8")
@@ -232,7 +239,8 @@ class TrainLoop:
             t.train_time_start = time.time() - (time.monotonic() - self.began)  # of the column "time"
             metrics = t.metrics if validated else dict.fromkeys(t.metrics, float("nan"))
             t.save_metrics({**t.label_loss_items(t.tloss), **metrics, **t.lr})
-            t.stop |= (validated and t.stopper(t.epoch + 1, t.fitness)) or final
+            t.stopped_early = validated and t.stopper(t.epoch + 1, t.fitness)
+            t.stop |= t.stopped_early or final
             if (t.args.save and self._checkpoint_due(validated)) or final:
                 self._write_checkpoint()
         now = time.monotonic()
@@ -252,6 +260,9 @@ class TrainLoop:
 
     def _write_checkpoint(self) -> None:
         t = self.trainer
+        if self.replaces:
+            (t.wdir / FILE_NAME).unlink(missing_ok=True)  # which goes with the last.pt that is replaced
+            self.replaces = False
         if t.save_model():
             write_state(t, t.wdir)
             self.last_checkpoint = t.epoch, time.monotonic()
@@ -261,7 +272,7 @@ class TrainLoop:
         """Reckon how many epochs fit into `time=` hours, which learning rates then follow."""
         t = self.trainer
         mean = from_main(now - self.began) / (t.epoch - self.first_epoch + 1)
-        t.epochs = t.args.epochs = int(np.ceil(t.args.time * 3600 / mean))
+        t.epochs = t.args.epochs = self.first_epoch + int(np.ceil(t.args.time * 3600 / mean))
         self.warm_up = t._get_warmup_iterations(self.batches)
         t._setup_scheduler()
         t.stop |= t.epoch >= t.epochs

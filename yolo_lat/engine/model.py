@@ -196,6 +196,8 @@ class YOLOLAT(Model):
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
         kwargs = self._checked(kwargs, rectangles=False)
         kwargs |= launch.interrupted_run(kwargs.get("device"), Path(kwargs["project"]))
+        if kwargs.get("resume"):
+            del kwargs["project"]  # its folder is known
         return super().train(trainer, **kwargs)
 
     def tune(self, use_ray: bool = False, iterations: int = 10, *args: Any, **kwargs: Any) -> Any:

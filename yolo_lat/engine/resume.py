@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from yolo_lat.engine.trainer import LatTrainer
 
 FILE_NAME = "resume.pt"
-_FORMAT = "yolo-lat training 1"
-_PLAIN = ("best_fitness", "fitness", "accumulate", "nan_recovery_attempts")
+_FORMAT = "yolo-lat training 2"
+_PLAIN = ("best_fitness", "fitness", "nan_recovery_attempts", "stopped_early")
 
 
 def collect_gradients(trainer: LatTrainer) -> None:
@@ -49,7 +49,7 @@ def training_state(trainer: LatTrainer) -> dict[str, Any]:
     return {
         "format": _FORMAT,
         "epoch": trainer.epoch + 1,
-        "last_update": trainer.last_update,
+        "pending": trainer.last_batch - trainer.last_update,  # batches without an update; another batch size has others
         "model": model.state_dict(),
         "ema": trainer.ema.ema.state_dict(),
         "ema_updates": trainer.ema.updates,
@@ -58,7 +58,7 @@ def training_state(trainer: LatTrainer) -> dict[str, Any]:
         # Between epochs there are gradients only where the last batches were too few for an update.
         "gradients": gradients if trainer.last_update != trainer.last_batch else {},
         "criterion_updates": getattr(criterion, "updates", None),
-        "stopper": {key: _plain(value) for key, value in vars(trainer.stopper).items()},
+        "stopper": {key: _plain(value) for key, value in vars(trainer.stopper).items() if key != "patience"},
         "plain": {key: _plain(getattr(trainer, key)) for key in _PLAIN},
         "random": _random_state(),
     }
@@ -83,7 +83,10 @@ def restore_training(trainer: LatTrainer, state: dict[str, Any]) -> None:
         setattr(trainer.stopper, key, value)
     for key, value in state["plain"].items():
         setattr(trainer, key, value)
-    trainer.start_epoch, trainer.last_update = state["epoch"], state["last_update"]
+    trainer.start_epoch = state["epoch"]
+    trainer.last_update = trainer.start_epoch * len(trainer.train_loader) - 1 - state["pending"]
+    waited = trainer.start_epoch - trainer.stopper.best_epoch
+    trainer.stop = trainer.stopped_early = trainer.stopped_early and waited >= trainer.stopper.patience
     _set_random_state(state["random"])
 
 

@@ -81,6 +81,7 @@ class LatTrainer(DetectionTrainer):
         state: of a training to go on from, until it is restored.
         teaching: the student with its teacher where there is one, and `model` then.
         last_batch, last_update: numbers of the last batch and of the last one after which parameters were updated.
+        stopped_early: whether the last epoch was one too many without a gain.
 
     Raises:
         UserError: arguments that do not go together, augmentations that cannot be used, data that cannot be read, a
@@ -103,11 +104,13 @@ class LatTrainer(DetectionTrainer):
         self.splits: dict[str, DetectionSplit] = {}
         self.state: dict[str, Any] | None = None
         self.last_batch = self.last_update = -1
+        self.stopped_early = False
         self.fast: TrainStep | None = None
         self.teaching: Distillation | None = None
         self._teacher: DetectionModel | None = None
         self._let_go: Callable[[], Any] = lambda: None
         overrides = dict(overrides or {})
+        self._given = OWN_OPTIONS.keys() & overrides.keys()
         self._own, self._folder = take_own(overrides), overrides.pop("save_dir", None)
         joined = ranks.join(overrides.get("device"))
         # `check_resume`, which the base calls before it takes them over, adds those of the loggers.
@@ -144,8 +147,8 @@ class LatTrainer(DetectionTrainer):
         """
         super().check_resume(overrides)
         for name, value in self._own.items():
-            given = value != OWN_OPTIONS[name].default or not self.resume
-            setattr(self.args, name, value if given else getattr(self.args, name, value))
+            known = self.resume and name not in self._given
+            setattr(self.args, name, getattr(self.args, name, value) if known else value)
         for name in logger_names(self.args.loggers) if MAIN else ():
             found = import_module(f"ultralytics.utils.callbacks.{LOGGERS[name]}").callbacks
             for event, callback in found.items():
@@ -376,6 +379,8 @@ class LatTrainer(DetectionTrainer):
             self.teaching.let_go()
         try:
             return bool(super()._handle_nan_recovery(epoch))
+        except RuntimeError as error:
+            raise UserError(f"{error}; lower lr0=, or give amp=False") from error
         finally:
             self.model = model
             if self.teaching is not None:
