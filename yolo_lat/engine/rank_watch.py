@@ -27,6 +27,7 @@ KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # second
 _FAILED, _REFUSED, _TERMINATED = 1, 2, 128 + signal.SIGTERM
 _LINE = 400  # bytes of a message at most
 _MEETING = 60  # seconds in which all have to meet
+_GREETING = 5  # seconds from a connection to its word
 
 
 class RankWatch:
@@ -63,8 +64,12 @@ class RankWatch:
                 server.settimeout(_MEETING)
                 while len(self._peers) < ranks - 1:
                     peer = server.accept()[0]
-                    peer.settimeout(_MEETING)
-                    known, _, who = peer.makefile().readline(_LINE).strip().partition(" ")
+                    peer.settimeout(_GREETING)
+                    try:
+                        said = peer.makefile(errors="replace").readline(_LINE)
+                    except OSError:  # somebody else's, who says nothing
+                        said = ""
+                    known, _, who = said.strip().partition(" ")
                     if known == secret:
                         number, _, name = who.partition(" ")
                         self._names[int(number)] = name
