@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -326,6 +327,26 @@ def test_slow_heads_are_closed_and_hold_up_nobody(model, monkeypatch):
                 assert connection.recv(1000) == b""
         assert time.perf_counter() - begun < 5
         assert running.detect(GOOD).status_code == 200
+
+
+def test_an_answer_that_nobody_takes_is_given_up(model, monkeypatch):
+    """A picture of 600 kB goes back to a client that reads nothing, and to one that reads."""
+    picture = encoded(np.random.default_rng(0).integers(0, 256, (400, 500, 3), np.uint8))
+    head = f"POST /detect?format=image HTTP/1.1\r\nHost: x\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+    monkeypatch.setattr(server_module, "_SEND_SECONDS", 0.2)
+    with serving(model) as running, socket.socket() as deaf:
+        connections = running.server.server_state.connections
+        running.server.servers[0].sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(10)
+        deaf.connect(("127.0.0.1", running.port))
+        wait_until(lambda: len(connections) == 1)
+        (held,) = connections
+        deaf.sendall(head + picture)
+        wait_until(lambda: held not in connections)
+        assert running.metrics()["yolo_lat_requests_total{path=/detect,status=200}"] == 1
+        monkeypatch.setattr(server_module, "_SEND_SECONDS", 60)
+        assert len(running.detect(picture, format="image").content) > 500_000
 
 
 def test_connections_are_bounded(model, monkeypatch):
