@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
-import time
 from types import TracebackType
 
 MJPEG = """
@@ -43,7 +41,9 @@ class Camera(BaseHTTPRequestHandler):
             pass
 
 ThreadingHTTPServer.daemon_threads = True
-ThreadingHTTPServer(("127.0.0.1", port), Camera).serve_forever()
+server = ThreadingHTTPServer(("127.0.0.1", port), Camera)
+print(server.server_port, flush=True)
+server.serve_forever()
 """
 
 
@@ -64,33 +64,36 @@ if len(sys.argv) > 1:
     )
     server.get_mount_points().add_factory("/camera", factory)
     server.attach(None)
+    print(server.get_bound_port(), flush=True)
     GLib.MainLoop().run()
 """
 SYSTEM_PYTHON = "/usr/bin/python3"  # GStreamer's bindings come with the system, not from PyPI
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 class Server:
-    """A server that can be killed and started again on the same port."""
+    """A server on a port that it finds itself, which can be killed and started again on the same port.
+
+    Its program is given the port, 0 at first, and prints the one on which it listens.
+    """
 
     path = ""
     scheme = "http"
 
     def __init__(self, command: list[str]) -> None:
-        self.port = free_port()
-        self.url = f"{self.scheme}://127.0.0.1:{self.port}/{self.path}"
+        self.port = 0
         self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[str] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"{self.scheme}://127.0.0.1:{self.port}/{self.path}"
 
     def start(self) -> None:
         command = [str(self.port) if word == "PORT" else word for word in self._command]
-        self._process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-        wait_for_port(self.port)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._process = subprocess.Popen(command, text=True, **streams)
+        with self._process.stdout as told:
+            self.port = int(told.readline())
 
     def kill(self) -> None:
         if self._process:
@@ -136,13 +139,3 @@ class RtspServer(Server):
             return subprocess.run([SYSTEM_PYTHON, "-c", RTSP], capture_output=True).returncode == 0
         except OSError:
             return False
-
-
-def wait_for_port(port: int, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
-    raise TimeoutError(f"nothing listens on {port}")

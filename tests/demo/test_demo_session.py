@@ -20,7 +20,9 @@ from clips import BLUE, RED, moving, picture, write_clip
 from quick import first
 
 from yolo_lat.demo.options import DemoOptions
-from yolo_lat.demo.records import CSV_COLUMNS
+from yolo_lat.demo.output import Output
+from yolo_lat.demo.records import CSV_COLUMNS, FrameResult
+from yolo_lat.demo.run_folder import RunFolder
 from yolo_lat.demo.session import DemoResult, resume_demo, run_demo
 from yolo_lat.deploy import OnnxDetector
 from yolo_lat.errors import UserError
@@ -232,11 +234,33 @@ def test_what_cannot_be_used_is_refused_and_leaves_nothing(demo, clip, tmp_path,
 # Going on
 
 
-def child(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
-    """Start the command line in a process of its own."""
+# The command line, which waits after 70 frames until a file `signalled` is there, so that its run is not over by then.
+HELD = """
+import time
+from pathlib import Path
+
+from yolo_lat.cli import main
+from yolo_lat.demo.output import Output
+
+take = Output.take
+
+
+def held(output, result, dropped):
+    take(output, result, dropped)
+    while output.frames == 70 and not Path("signalled").exists():
+        time.sleep(0.01)
+
+
+Output.take = held
+main()
+"""
+
+
+def held_child(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
+    """Start `HELD` in a process of its own."""
     environment = {k: v for k, v in os.environ.items() if k not in {"DISPLAY", "WAYLAND_DISPLAY"}}
     return subprocess.Popen(
-        [sys.executable, "-m", "yolo_lat", "demo", *words],
+        [sys.executable, "-c", HELD, "demo", *words],
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.PIPE,
@@ -245,7 +269,7 @@ def child(tmp_path: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(condition, seconds: float = 30.0) -> None:
+def wait_for(condition, seconds: float = 120.0) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it does not happen"
@@ -266,11 +290,12 @@ def test_a_run_that_was_ended_goes_on_to_the_same_result(demo, long_clip, detect
     keys = {"part": 20, "batch": 4, "zones": "zones.yaml", "csv": True}
     whole = demo(long_clip, name="whole", **keys)
     words = [f"{key}={value}" for key, value in keys.items()]
-    process = child(tmp_path, f"model={detector_file}", f"source={long_clip}", "name=cut", *words)
+    process = held_child(tmp_path, f"model={detector_file}", f"source={long_clip}", "name=cut", *words)
     cut = tmp_path / "runs/demo/cut"
     wait_for(lambda: (cut / "parts/00002.json").exists())
     process.send_signal(number)
-    out, error = process.communicate(timeout=60)
+    Path("signalled").touch()
+    out, error = process.communicate(timeout=120)
     if number == signal.SIGKILL:
         assert not (cut / "video.mp4").exists()
         assert not (cut / "detections.jsonl").exists()
@@ -294,19 +319,26 @@ def test_a_run_that_was_ended_goes_on_to_the_same_result(demo, long_clip, detect
         resume_demo(cut)
 
 
-def test_going_on_asks_for_the_same_files(demo, clip, tmp_path, detector_file):
-    copy = tmp_path / "copy.mp4"
+def test_going_on_asks_for_the_same_files(demo, clip, tmp_path, monkeypatch):
+    copy, run, take = tmp_path / "copy.mp4", tmp_path / "runs/demo/a", Output.take
     copy.write_bytes(clip.read_bytes())
-    process = child(tmp_path, f"model={detector_file}", "source=copy.mp4", "part=1", "name=a")
-    wait_for(lambda: (tmp_path / "runs/demo/a/parts/00000.json").exists())
-    if process.poll() is None and sys.platform != "win32":
-        process.send_signal(signal.SIGSTOP)
+
+    def cut(output: Output, result: FrameResult, dropped: int) -> None:
+        if result.frame.index == 10:
+            raise KeyboardInterrupt
+        take(output, result, dropped)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "take", cut)
+        with pytest.raises(KeyboardInterrupt):
+            demo(copy, part=1, name="a")
+    held = RunFolder.existing(run)
+    if sys.platform != "win32":
         with pytest.raises(UserError, match="another process is at this run"):
-            resume_demo(tmp_path / "runs/demo/a")
-    process.kill()
-    process.communicate(timeout=30)
+            resume_demo(run)
+    held.close(complete=False)
     write_clip(copy, moving(30))
     with pytest.raises(UserError, match="its model, source or zones have changed"):
-        resume_demo(tmp_path / "runs/demo/a")
+        resume_demo(run)
     with pytest.raises(UserError, match=r"holds no readable run\.json"):
         resume_demo(tmp_path)

@@ -73,7 +73,8 @@ def test_weights_beside_the_file_are_read(folder, form, location):
     assert len(OnnxDetector(detector(folder / "m.onnx", location, form))(IMAGE)) == 1
 
 
-OUTSIDE = ("../secret.bin", "deep/../../secret.bin", "link.bin", "up/secret.bin", "{folder}/../secret.bin")
+IN_MEMORY = "*/_ORT_MEM_ADDR_/*"  # ONNX Runtime takes the offset for an address
+OUTSIDE = ("../secret.bin", "deep/../../secret.bin", "link.bin", "up/secret.bin", "{folder}/../secret.bin", IN_MEMORY)
 
 
 @pytest.mark.parametrize("location", OUTSIDE)
@@ -84,7 +85,19 @@ def test_weights_elsewhere_are_refused(folder, form, location, monkeypatch):
     monkeypatch.setattr("onnxruntime.InferenceSession", None)  # nothing comes as far
     with pytest.raises(UserError) as caught:
         OnnxDetector(file)
-    assert str(caught.value) == f"{file} keeps weights in '{location}', outside its folder; do not use it"
+    where = "the memory of the process" if location == IN_MEMORY else f"'{location}', outside its folder"
+    assert str(caught.value) == f"{file} keeps weights in {where}; do not use it"
+
+
+@pytest.mark.parametrize(
+    ("folder", "location"),
+    [("*", "_ORT_MEM_ADDR_/*"), ("*/_ORT_MEM_ADDR_", "*"), ("a", "*/_ORT_OTHER_ADDR_/*"), ("a", "./" + IN_MEMORY)],
+)
+def test_memory_is_refused_however_its_path_comes_together(tmp_path, monkeypatch, folder, location):
+    monkeypatch.chdir(tmp_path)
+    Path(folder).mkdir(parents=True)
+    with pytest.raises(UserError, match="keeps weights in the memory of the process; do not use it"):
+        check_external_data(detector(Path(folder, "m.onnx"), location))
 
 
 @pytest.mark.parametrize("reader", [YOLOLAT, onnx_metadata, describe, open_session])

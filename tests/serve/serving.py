@@ -22,15 +22,19 @@ from yolo_lat.serve.settings import ServeSettings
 
 
 class Gated(ServedDetector):
-    """A detector that waits for `gate` before each batch, and remembers how many frames each had."""
+    """A detector that waits for `gate` before each batch, and remembers how many frames each had.
+
+    `entered` is set as soon as the first batch waits there.
+    """
 
     def __init__(self, settings: ServeSettings) -> None:
         super().__init__(settings)
-        self.gate, self.batches = threading.Event(), list[int]()
+        self.gate, self.entered, self.batches = threading.Event(), threading.Event(), list[int]()
         self.fails: Exception | None = None
 
     def detect(self, frames: list[Frame]) -> list[Any]:
-        self.gate.wait(30)
+        self.entered.set()
+        self.gate.wait(60)
         self.batches.append(len(frames))
         if self.fails:
             raise self.fails
@@ -74,14 +78,14 @@ def serving(
         thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
         thread.start()
         wait_until(lambda: server.started)
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
             yield Running(service, server, client, port)
         server.should_exit = True
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive(), "the server does not end"
 
 
-def wait_until(true: Callable[[], bool], seconds: float = 10) -> None:
+def wait_until(true: Callable[[], bool], seconds: float = 30) -> None:
     until = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < until, "it did not happen in time"

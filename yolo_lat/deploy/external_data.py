@@ -27,10 +27,11 @@ MESSAGES = {
 }
 _ENTRY = "StringStringEntryProto"  # of `external_data`: field 1 is its key, 2 its value
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MEMORY = "/*/_ORT_"  # begins the paths that ONNX Runtime takes for addresses in its own memory
 
 
 def check_external_data(path: Path) -> None:
-    """Refuse a model whose weights would be read from outside its folder, links followed.
+    """Refuse a model whose weights would be read from outside its folder, links followed, or from memory.
 
     Raises:
         UserError: such a model.
@@ -38,7 +39,10 @@ def check_external_data(path: Path) -> None:
     """
     folders = {path.resolve().parent, path.parent.resolve()}
     for location in external_files(path.read_bytes()):
-        file = (path.parent / location).resolve()
+        file = path.parent / location
+        if _MEMORY in f"/{file.as_posix()}":  # also where the folder that was given begins it
+            raise UserError(f"{path} keeps weights in the memory of the process; do not use it")
+        file = file.resolve()
         if not any(file.is_relative_to(folder) for folder in folders):
             raise UserError(f"{path} keeps weights in '{location}', outside its folder; do not use it")
 

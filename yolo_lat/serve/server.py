@@ -155,6 +155,8 @@ def _timed_protocol(request_seconds: float) -> type[H11Protocol]:
             super().on_response_complete()
             if self._busy():
                 self._time()  # the next request was waiting already
+            elif self.transport.get_write_buffer_size():
+                self._arm(_SEND_SECONDS)
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._disarm()
