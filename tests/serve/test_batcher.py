@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 
 import pytest
 from hypothesis import given, settings
@@ -20,7 +19,7 @@ class Doubling:
         self.gate, self.batches = threading.Event(), list[list[int]]()
 
     def __call__(self, numbers: list[int]) -> list[int]:
-        self.gate.wait(10)
+        self.gate.wait(60)
         self.batches.append(numbers)
         if -1 in numbers:
             raise ArithmeticError("minus one")
@@ -41,7 +40,7 @@ def test_what_waits_while_a_batch_runs_is_the_next_batch(doubling):
     wait_until(lambda: batcher.waiting == 0)
     others = [batcher.submit(number) for number in range(2, 7)]
     doubling.gate.set()
-    assert [f.result(5).result for f in (first, *others)] == [2, 4, 6, 8, 10, 12]
+    assert [f.result(60).result for f in (first, *others)] == [2, 4, 6, 8, 10, 12]
     assert doubling.batches == [[1], [2, 3, 4], [5, 6]]
     assert [f.result().batch for f in (first, *others)] == [1, 3, 3, 3, 2, 2]
     batcher.close()
@@ -50,27 +49,25 @@ def test_what_waits_while_a_batch_runs_is_the_next_batch(doubling):
 
 def test_a_full_batch_does_not_wait(doubling):
     doubling.gate.set()
-    batcher = Batcher(doubling, max_batch=2, wait_ms=2000)
-    begun = time.perf_counter()
+    batcher = Batcher(doubling, max_batch=2, wait_ms=120_000)
     pair = [batcher.submit(1), batcher.submit(2)]
-    assert [f.result(5).batch for f in pair] == [2, 2]
-    assert time.perf_counter() - begun < 1.5
+    assert [f.result(60).batch for f in pair] == [2, 2]
     batcher.close()
 
 
 def test_a_lone_item_waits_no_longer_than_told(doubling):
     doubling.gate.set()
     batcher = Batcher(doubling, max_batch=2, wait_ms=200)
-    lone = batcher.submit(3).result(5)
+    lone = batcher.submit(3).result(60)
     assert lone.batch == 1
-    assert 200 <= lone.wait_ms < 2000
+    assert 200 <= lone.wait_ms < 30_000
     batcher.close()
 
 
 def test_nobody_waits_for_what_is_not_coming(doubling):
     doubling.gate.set()
-    batcher = Batcher(doubling, max_batch=2, wait_ms=10_000, coming=lambda: 0)
-    assert batcher.submit(1).result(5).wait_ms < 1000
+    batcher = Batcher(doubling, max_batch=2, wait_ms=120_000, coming=lambda: 0)
+    assert batcher.submit(1).result(60).batch == 1
     batcher.close()
 
 
@@ -81,7 +78,7 @@ def test_cancelled_items_are_left_out(doubling):
     gone, kept = batcher.submit(2), batcher.submit(3)
     assert gone.cancel()
     doubling.gate.set()
-    assert (first.result(5).result, kept.result(5).result) == (2, 6)
+    assert (first.result(60).result, kept.result(60).result) == (2, 6)
     batcher.close()
     assert doubling.batches == [[1], [3]]
 
@@ -91,8 +88,8 @@ def test_an_error_reaches_its_batch_and_the_thread_goes_on(doubling):
     batcher = Batcher(doubling, max_batch=1, wait_ms=0)
     bad, good = batcher.submit(-1), batcher.submit(4)
     with pytest.raises(ArithmeticError):
-        bad.result(5)
-    assert good.result(5).result == 8
+        bad.result(60)
+    assert good.result(60).result == 8
     assert batcher.alive
     batcher.close()
 
