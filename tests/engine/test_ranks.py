@@ -277,7 +277,7 @@ watch = RankWatch(rank, ranks, rank == 0, "localhost", from_main)
 watch.hint = "; go on"
 if what == "fork" and os.fork() == 0:
     os.closerange(0, 3)
-    time.sleep(30)
+    time.sleep(90)
     os._exit(0)
 print("watching", flush=True)
 sys.stdin.readline()
@@ -314,7 +314,7 @@ class TestRankWatch:
         processes = start(3)
         processes[victim].send_signal(signal.SIGKILL)
         others = [process for process in processes if process is not processes[victim]]
-        assert [process.wait(10) for process in others] == [1, 1]
+        assert [process.wait(30) for process in others] == [1, 1]
         said = [process.stderr.read() for process in others]
         name = f"rank {victim} (process {processes[victim].pid} on {socket.gethostname()})"
         assert f"yolo-lat: error: {name} has ended before the training; go on\n" in said
@@ -323,7 +323,7 @@ class TestRankWatch:
     def test_is_not_deceived_by_processes_of_one_that_ended(self, start) -> None:
         processes = start(2, "fork")
         processes[1].send_signal(signal.SIGKILL)
-        assert processes[0].wait(10) == 1
+        assert processes[0].wait(30) == 1
         assert "error: rank 1 (process " in processes[0].stderr.read()
 
     def test_names_who_ended_though_asked_to_end_before_that_was_seen(self, start) -> None:
@@ -331,23 +331,23 @@ class TestRankWatch:
         processes = start(2)
         processes[0].send_signal(signal.SIGSTOP)
         processes[1].kill()
-        processes[1].wait(10)
+        processes[1].wait(30)
         processes[0].send_signal(signal.SIGTERM)
         processes[0].send_signal(signal.SIGCONT)
-        assert processes[0].wait(10) == 1
+        assert processes[0].wait(30) == 1
         assert "error: rank 1 (process " in processes[0].stderr.read()
 
     def test_ends_without_a_word_when_asked_to(self, start) -> None:
         processes = start(2)
         processes[0].terminate()
-        assert processes[0].wait(10) == 143
+        assert processes[0].wait(30) == 143
         assert processes[0].stderr.read() == ""
-        assert processes[1].wait(10) == 1
+        assert processes[1].wait(30) == 1
 
     def test_leaves_signals_of_forked_processes_alone(self, start, tmp_path) -> None:
         """From their first moment on, a data loader that is closed right away say."""
         processes = start(2, "fork")
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 30
         while not (pid := (tmp_path / "child-0")).exists() or not pid.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -362,7 +362,7 @@ class TestRankWatch:
     def test_is_not_put_off_by_connections_of_others(self, start) -> None:
         processes = start(2, "strangers")
         processes[1].kill()
-        assert processes[0].wait(10) == 1
+        assert processes[0].wait(30) == 1
         assert "error: rank 1 (process " in processes[0].stderr.read()
 
     def test_is_silent_when_all_are_done(self, start) -> None:
@@ -370,14 +370,14 @@ class TestRankWatch:
         for process in processes:
             process.stdin.write("\n")
             process.stdin.flush()
-        assert [process.wait(10) for process in processes] == [0, 0, 0]
+        assert [process.wait(30) for process in processes] == [0, 0, 0]
         assert [process.stderr.read() for process in processes] == ["", "", ""]
 
     def test_is_silent_when_the_user_was_told(self, start) -> None:
         processes = start(2, "give up")
         processes[0].stdin.write("\n")
         processes[0].stdin.flush()
-        assert [process.wait(10) for process in processes] == [0, 2]
+        assert [process.wait(30) for process in processes] == [0, 2]
         assert [process.stderr.read() for process in processes] == ["told\n", ""]
 
 
