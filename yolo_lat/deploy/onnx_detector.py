@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,6 +21,7 @@ from yolo_lat.errors import UserError
 UINT8_INPUT = "uint8-bgr-nhwc"  # the metadata `preprocessing` of a model that takes images as OpenCV reads them
 BEST_CLASS_OUTPUT = "best-class"  # the metadata `output` of a model that has taken the maximum over classes
 MAX_BATCH = 32
+_MOST = 2**31 - 1  # what ONNX Runtime counts threads with
 
 
 class OnnxDetector:
@@ -73,11 +75,13 @@ class OnnxDetector:
         settings: SessionSettings | None = None,
     ) -> None:
         for name, value in (("conf", conf), ("iou", iou)):
-            if not 0 <= value <= 1:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
                 raise UserError(f"{name}={value} is no threshold; pass a number from 0 to 1")
         for name, count in (("max_det", max_det), ("threads", threads), ("max_batch", max_batch)):
-            if count is not None and count < 1:
-                raise UserError(f"{name}={count} is too small; pass 1 or more")
+            if count is None and name == "threads":
+                continue
+            if isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= count <= _MOST:
+                raise UserError(f"{name}={count} is out of range; pass a whole number from 1 to {_MOST}")
         self.path, self.conf, self.iou, self.max_det = Path(path), conf, iou, max_det
         if settings and (threads or cuda_graph):
             raise UserError("settings= is given beside threads= or cuda_graph=, which it holds too; leave those out")
