@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from yolo_lat.deploy.benchmark.settings import Setting, find_settings
-from yolo_lat.deploy.session import parse_device
+from yolo_lat.deploy.session import device_name, parse_device
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.pretrained import find_pretrained, pretrained_names
 from yolo_lat.resources import resource
@@ -180,10 +180,8 @@ def available_cores() -> int:
 
 
 def _device(device: Any) -> str:
-    text = str(device).strip().lower()
-    text = f"cuda:{text}" if text.isdigit() else text
     try:
-        number = parse_device(text)
+        number = parse_device(device_name(str(device).strip().lower()))
     except UserError:
         raise UserError(f"device={device} is unknown; give cpu, or the number of one CUDA device such as 0") from None
     return "cpu" if number is None else f"cuda:{number}"
