@@ -60,16 +60,22 @@ class DemoOptions:
     retry: float = 300
 
     def __post_init__(self) -> None:
-        for key in ("batch", "part"):
+        for key, what in (("batch", "frames"), ("part", "frames"), ("max_det", "boxes")):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{key}={value} is no number of frames; give 1 or more")
+                raise UserError(f"{key}={value} is no number of {what}; give 1 or more")
         for key in ("timeout", "retry"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
                 raise UserError(f"{key}={value} is no number of seconds; give more than 0")
-        if isinstance(self.conf, bool) or not isinstance(self.conf, int | float) or not 0 <= self.conf <= 1:
-            raise UserError(f"conf={self.conf} is no threshold; give a number from 0 to 1")
+        for key in ("conf", "iou"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UserError(f"{key}={value} is no threshold; give a number from 0 to 1")
+        for key in ("csv", "save", "track", "show"):
+            value = getattr(self, key)
+            if not isinstance(value, bool) and (value is not None or key in ("csv", "save")):
+                raise UserError(f"{key}={value} is neither True nor False; give one of them")
         if self.zones and self.track is False:
             raise UserError("zones= counts objects by their numbers; leave track=False out")
         if self.csv and not self.save:
