@@ -81,6 +81,13 @@ def test_sources_that_cannot_be_used(files, tmp_path):
     assert "no column could hold encoded images" in refusal(open_source, f"{tmp_path}/none.parquet")
     assert "has no column x; it has id, left, right" in refusal(open_source, f"{tmp_path}/two.parquet", column="x")
     assert "cannot be read as Parquet" in refusal(open_source, f"{tmp_path}/bad.parquet")
+    pq.write_table(pa.table({"path": ["x"], "row_hash": [b""]}), tmp_path / "own.parquet")
+    assert refusal(open_source, f"{tmp_path}/own.parquet", column="row_hash", id_column="path").startswith(
+        "column=row_hash: the reader has a column row_hash of its own; rename"
+    )
+    pq.write_table(pa.table({"path": ["x"], "jpeg": [b""]}), tmp_path / "own.parquet")
+    assert refusal(open_source, f"{tmp_path}/own.parquet", id_column="path").startswith("id=path: the reader has")
+    assert open_source(f"{tmp_path}/own.parquet")[0].column == "jpeg"
     assert "name columns of Parquet" in refusal(open_source, str(mixed), column="x")
     _, listed = open_source(str(mixed))
     assert "holds images and x.tar too; name one kind with a pattern" in refusal(list, listed)
