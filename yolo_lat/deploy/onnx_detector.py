@@ -116,6 +116,11 @@ class OnnxDetector:
         starts = range(0, len(images), self._max_batch)
         return [found for start in starts for found in self._detect(images[start : start + self._max_batch])]
 
+    @property
+    def stride(self) -> int:
+        """What the sides of an input of dynamic size are multiples of, pixels."""
+        return int(self._meta("stride", 32, int)) or 32
+
     def _detect(self, images: list[np.ndarray]) -> list[Detections]:
         """Run one batch, no larger than the model takes."""
         boxed = [letterbox(image, self.imgsz) for image in images]
@@ -191,9 +196,10 @@ class OnnxDetector:
         size = tuple(self._meta("imgsz", (), list, tuple)) if imgsz is None else asked
         if not size:
             raise UserError(f"{self.path} has a dynamic input and names no size in its metadata; pass imgsz=")
-        stride = self._meta("stride", 32, int) or 32
-        if len(size) != 2 or any(not isinstance(side, int) or side < 1 or side % stride for side in size):
-            raise UserError(f"imgsz={imgsz} does not fit {self.path}; pass one or two positive multiples of {stride}")
+        if len(size) != 2 or any(not isinstance(side, int) or side < 1 or side % self.stride for side in size):
+            raise UserError(
+                f"imgsz={imgsz} does not fit {self.path}; pass one or two positive multiples of {self.stride}"
+            )
         return size[0], size[1]
 
     def _read_output(self) -> tuple[dict[int, str], Callable[[np.ndarray], list[Boxes]]]:

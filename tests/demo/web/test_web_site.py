@@ -83,9 +83,13 @@ def weights_elsewhere(folder):
             lambda folder: fixed_output(folder / "seg.onnx", raw_output(), NAMES | {"task": "segment"}),
             "seg.onnx has task 'segment'",
         ),
+        (
+            lambda folder: fixed_output(folder / "s.onnx", raw_output(), NAMES | {"stride": "'a'"}),
+            "s.onnx is of an unknown kind; export the model again",
+        ),
         (weights_elsewhere, "as the page has to; save it as one file that holds its weights"),
     ],
-    ids=["absent", "batch", "task", "weights elsewhere"],
+    ids=["absent", "batch", "task", "stride", "weights elsewhere"],
 )
 def test_unusable_models_are_refused_in_one_sentence(tmp_path, vendor, make, message):
     with pytest.raises(UserError, match=re.escape(message)) as refused:
