@@ -175,6 +175,17 @@ def test_a_file_of_ours_tells_its_size(models):
     assert describe_onnx(models["quick"], {}, 64).gflops is None
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"gflops": "y"}, {"parameters": "x"}, {"imgsz": "[64"}, {"gflops": "inf"}, {"parameters": "-1"}],
+    ids=str,
+)
+def test_a_size_that_is_no_number_is_refused(models, changes):
+    metadata = {"parameters": "1234", "gflops": "0.5", "imgsz": "[64, 64]"}
+    with pytest.raises(UserError, match=r"quick\.onnx: parameters.* in its metadata .*; export the model again"):
+        describe_onnx(models["quick"], metadata | changes, 64)
+
+
 def test_a_named_model_is_exported_counted_and_measured(cli):
     result = cli(
         "benchmark", "models=yolo-lat-p", *SHORT[:4], "imgsz=64", "threads=1", "boundary=forward", "json=out.json"

@@ -19,6 +19,7 @@ from yolo_lat.resources import resource
 
 BOUNDARIES = ("forward", "pipeline")
 PRECISIONS = ("fp32", "fp16")
+_LARGEST = 100_000  # side or batch; the bytes of both together can still be counted
 PROTOCOL_ROUNDS, PROTOCOL_RUNS = 5, 50
 BASELINES = tuple(f"yolo{version}{scale}" for version in ("v8", "11", "12", "26") for scale in "nsmlx")
 _WEIGHTS = (".pt", ".safetensors")
@@ -244,6 +245,7 @@ def _numbers(key: str, value: Any) -> tuple[int, ...]:
 
 def _number(key: str, value: Any, least: int = 1) -> int:
     text = str(value).strip()
-    if not text.isdecimal() or int(text) < least:
-        raise UserError(f"{key}={value} is not a whole number from {least}; give one")
+    most = _LARGEST if key in ("imgsz", "batch") else 2**31 - 1
+    if not text.isdecimal() or len(text) > 10 or not least <= int(text) <= most:
+        raise UserError(f"{key}={value} is not a whole number from {least} to {most}; give one")
     return int(text)
