@@ -170,6 +170,17 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
+def tiff(tile: int = 0, pages: int = 1, side: int = 16) -> bytes:
+    """A grey TIFF of next to no data."""
+    content = b"II*\0"
+    for _ in range(pages):
+        tags = {256: side, 257: side, 258: 8, 259: 1, 262: 1, 277: 1}
+        tags |= {322: tile, 323: tile, 324: 8, 325: 4} if tile else {273: 8, 278: side, 279: 4}
+        rows = (struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+        content += struct.pack("<IH", len(content) + 4, len(tags)) + b"".join(rows)
+    return content + bytes(4)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -181,8 +192,10 @@ def bomb(side: int) -> bytes:
         (broken(b"")["gif.jpg"], "GIF"),
         (bomb(31_623), "broken image"),
         (b"RIFF____WEBPVP8X____" + bytes(4) + b"\xff" * 6, "more than 178 megapixels"),
+        (tiff(tile=30_000), "more than 178 megapixels"),
+        (tiff(pages=2, side=10_000), "more than 178 megapixels"),
     ],
-    ids=["null", "empty", "noise", "cut png", "cut jpeg", "gif", "bomb", "webp bomb"],
+    ids=["null", "empty", "noise", "cut png", "cut jpeg", "gif", "bomb", "webp bomb", "tile bomb", "pages bomb"],
 )
 def test_what_is_no_whole_image_is_refused(content, reason):
     assert reason in refusal(decode, content)
