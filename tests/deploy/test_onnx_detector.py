@@ -307,6 +307,18 @@ def test_names_default_to_numbers_and_may_be_a_list(tmp_path, names):
     assert detector.names == {0: "0", 1: "1"}
 
 
+def test_ids_of_names_may_be_texts_and_names_numbers(tmp_path):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES | {"names": "{'0': 7, '1': 'dog'}"})
+    assert OnnxDetector(path).names == {0: "7", 1: "dog"}
+
+
+@pytest.mark.parametrize("names", ["{'a': 'cat', 'b': 'dog'}", "{0: b'cat', 1: {1, 2}}", "{True: 'a', 0.5: 'b'}"])
+def test_names_that_are_none_are_refused(tmp_path, names):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES | {"names": names})
+    with pytest.raises(UserError, match=r"metadata 'names' of .*m\.onnx are no texts by number; export the model"):
+        OnnxDetector(path)
+
+
 def test_foreign_nms_free_model_needs_no_metadata(tmp_path):
     rows = np.array([[[8, 16, 24, 32, 0.8, 7], [0, 0, 9, 9, 0.1, 3]]], np.float32)
     image = np.zeros((64, 64, 3), np.uint8)

@@ -202,14 +202,24 @@ class OnnxDetector:
             )
         return size[0], size[1]
 
+    def _read_names(self) -> dict[int, str]:
+        """Return the class names by id; ids may be written as texts and names as numbers."""
+        names = self._meta("names", {}, dict, list)
+        found: dict[int, str] = {}
+        for key, name in names.items() if isinstance(names, dict) else enumerate(names):
+            class_id = int(key) if isinstance(key, str) and key.isdecimal() else key
+            if type(class_id) is not int or not isinstance(name, str | int | float):
+                raise UserError(f"metadata 'names' of {self.path} are no texts by number; export the model again")
+            found[class_id] = str(name)
+        return found
+
     def _read_output(self) -> tuple[dict[int, str], Callable[[np.ndarray], list[Boxes]]]:
         """Return the class names, and what turns the output into boxes.
 
         A first run tells, and warms up the device: dynamic exports leave any axis of the output without a size.
         """
         outputs = self._run([np.zeros((*self.imgsz, 3), np.uint8)] * (self._batch or 1))
-        task, names = self._metadata.get("task", "detect"), self._meta("names", {}, dict, list)
-        names = dict(enumerate(names)) if isinstance(names, list) else names
+        task, names = self._metadata.get("task", "detect"), self._read_names()
         from_raw = partial(from_raw_output, conf=self.conf, iou=self.iou, max_det=self.max_det)
         if task == "detect" and len(outputs) == 1 and outputs[0].ndim == 3:
             _, rows, columns = outputs[0].shape
