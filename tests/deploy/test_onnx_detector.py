@@ -301,6 +301,14 @@ def test_a_fixed_batch_is_filled_up(tmp_path):
     assert widths == [10, 20, 10]
 
 
+def test_a_list_needs_a_result_for_each_image(tmp_path):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES, input_shape=("batch", 3, 64, 64))
+    assert len(OnnxDetector(path)([PHOTOS[0]])) == 1
+    with pytest.raises(UserError, match=r"m\.onnx takes 2 images at once and answers for 1; pass them one by one"):
+        OnnxDetector(path)(PHOTOS)
+    assert len(OnnxDetector(path, max_batch=1)(PHOTOS)) == 2
+
+
 @pytest.mark.parametrize("names", [{}, {"names": "['0', '1']"}], ids=["none", "list"])
 def test_names_default_to_numbers_and_may_be_a_list(tmp_path, names):
     detector = OnnxDetector(fixed_output(tmp_path / "m.onnx", raw_output(), names))

@@ -124,7 +124,7 @@ class OnnxDetector:
     def _detect(self, images: list[np.ndarray]) -> list[Detections]:
         """Run one batch, no larger than the model takes."""
         boxed = [letterbox(image, self.imgsz) for image in images]
-        output = self._run([result.image for result in boxed])[0]
+        output = self._result([result.image for result in boxed])
         return [
             Detections(
                 unletterbox(found.xyxy, result.ratio, result.pad, image.shape[:2]),
@@ -134,6 +134,16 @@ class OnnxDetector:
             )
             for image, result, found in zip(images, boxed, self._decode(output[: len(images)]), strict=True)
         ]
+
+    def _result(self, frames: list[np.ndarray]) -> np.ndarray:
+        """Return the output for letterboxed images, with a result for each or more."""
+        output = self._run(frames)[0]
+        if len(output) < len(frames):
+            raise UserError(
+                f"{self.path} takes {len(frames)} images at once and answers for {len(output)}; pass them one by one, "
+                "or export it again with dynamic=true"
+            )
+        return output
 
     def _run(self, frames: list[np.ndarray]) -> list[np.ndarray]:
         """Return all outputs for letterboxed images; there may be more results than images."""
