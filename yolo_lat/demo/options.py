@@ -97,8 +97,8 @@ class DemoOptions:
 
     def fingerprint(self) -> dict[str, str]:
         """Return what tells whether the files that a run depends on are still the same."""
-        marks = {"model": _mark(self.model), "source": _mark(self.source)}
-        return marks | ({"zones": hashlib.sha256(Path(self.zones).read_bytes()).hexdigest()} if self.zones else {})
+        marks = {"model": _content(Path(self.model)), "source": _listing(self.source)}
+        return marks | ({"zones": _content(Path(self.zones))} if self.zones else {})
 
 
 def is_pattern(text: str) -> bool:
@@ -106,8 +106,20 @@ def is_pattern(text: str) -> bool:
     return "://" not in text and glob.has_magic(text) and not Path(text).exists()
 
 
-def _mark(text: str) -> str:
-    path = Path(text)
-    if path.is_file():
-        return f"{path.stat().st_size} bytes"
-    return f"{sum(1 for _ in path.iterdir())} files" if path.is_dir() else "no file"
+def _content(file: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    if not file.is_file():
+        return "no file"
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _listing(source: str) -> str:
+    """Return the SHA-256 of the names, sizes and times of a source's files, which may be too large to be read twice."""
+    files = [Path(source)]
+    if files[0].is_dir():
+        files = list(files[0].iterdir())
+    elif is_pattern(source):
+        files = list(map(Path, glob.glob(source, recursive=True)))  # noqa: PTH207 - Path.glob takes no full paths
+    found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest() if found else "no file"
