@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from clips import RED, picture
 from onnx import numpy_helper
 
 from yolo_lat.demo.options import DemoOptions
+from yolo_lat.demo.output import Output
+from yolo_lat.demo.session import resume_demo, run_demo
 
 
 def pictures(folder: Path, count: int, broken: tuple[int, ...] = ()) -> Path:
@@ -64,3 +67,27 @@ def test_what_a_run_depends_on_is_told_apart(what, tmp_path, detector_file, clip
     after = options.fingerprint()
     key = what if what in after else "source"
     assert {name for name in before if before[name] != after[name]} == {key}
+
+
+def test_pictures_that_were_read_ahead_are_counted_once(tmp_path, detector_file, console, monkeypatch):
+    broken = (3, 11, 12)
+    source = pictures(tmp_path / "shots", 30, broken)
+    take = Output.take
+
+    def stopped(self, result, dropped):
+        """Let the reader come past the broken pictures behind a part's end before it is written, and stop then."""
+        until = time.monotonic() + 10
+        while result.frame.index == 10 and self._faults.counts["unreadable pictures"] < len(broken):
+            assert time.monotonic() < until, "the reader does not read ahead"
+            time.sleep(0.01)
+        if result.frame.index > 10:
+            raise InterruptedError
+        take(self, result, dropped)
+
+    monkeypatch.setattr(Output, "take", stopped)
+    options = DemoOptions(str(detector_file), str(source), show=False, part=10, project=str(tmp_path), name="run")
+    with pytest.raises(InterruptedError):
+        run_demo(options, console)
+    monkeypatch.setattr(Output, "take", take)
+    summary = resume_demo(tmp_path / "run", show=False, console=console).summary
+    assert (summary["frames"], summary["faults"]) == (27, {"unreadable pictures": 3})
