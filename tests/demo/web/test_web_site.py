@@ -147,6 +147,20 @@ def test_the_folder_holds_the_same(tmp_path, model, vendor):
         write_site(site, tmp_path / "file/site")
 
 
+def test_folders_beside_the_site_stay_as_they_are(tmp_path, model, vendor):
+    site = build_site([model], vendor=vendor)
+    for name in ("site", "other"):
+        (tmp_path / f"{name}.partial").mkdir()
+        (tmp_path / f"{name}.partial/mine.txt").write_text("x")
+    assert not (write_site(site, tmp_path / "site") / "mine.txt").exists()
+    model.unlink()
+    with pytest.raises(UserError, match="other cannot be written"):
+        write_site(site, tmp_path / "other")
+    for name in ("site", "other"):
+        assert [file.name for file in (tmp_path / f"{name}.partial").iterdir()] == ["mine.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"vendor", "site", "site.partial", "other.partial"}
+
+
 def test_the_page_names_no_other_host_and_the_same_policy():
     for file in STATIC.iterdir():
         if file.is_file():
