@@ -11,6 +11,7 @@ import onnx
 import pytest
 import torch
 from benchmark_samples import SIDE, make_record
+from hand_made_onnx import colour_detector
 from PIL import Image
 
 from yolo_lat.deploy.benchmark.contenders import Forward, Pipeline
@@ -184,6 +185,26 @@ def test_a_size_that_is_no_number_is_refused(models, changes):
     metadata = {"parameters": "1234", "gflops": "0.5", "imgsz": "[64, 64]"}
     with pytest.raises(UserError, match=r"quick\.onnx: parameters.* in its metadata .*; export the model again"):
         describe_onnx(models["quick"], metadata | changes, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "metadata", "found"),
+    [
+        ({"dtype": np.float16}, {}, "fp16"),
+        ({"dtype": np.float16, "takes_bytes": True}, {"precision": "fp16"}, "fp16"),
+        ({}, {"precision": "int8"}, "int8"),
+    ],
+    ids=["input", "metadata", "int8"],
+)
+def test_a_file_of_another_precision_is_not_set_beside_the_others(cli, tmp_path, pictures, options, metadata, found):
+    path = colour_detector(tmp_path / "m.onnx", **options)
+    model = onnx.load(path)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, path)
+    refused = cli("benchmark", f"models={path}", f"source={pictures}", "imgsz=64", "rounds=1", "runs=1")
+    assert refused.status == 2
+    assert f"m.onnx is {found}, not fp32; give a file of that precision, or its own" in refused.err
 
 
 def test_a_named_model_is_exported_counted_and_measured(cli):
