@@ -18,6 +18,7 @@ from yolo_lat.deploy.benchmark.contenders import Forward, Pipeline
 from yolo_lat.deploy.benchmark.environment import describe_machine, gpu_query, state
 from yolo_lat.deploy.benchmark.export import describe_onnx, make_file, sha256
 from yolo_lat.deploy.benchmark.images import load_pictures
+from yolo_lat.deploy.benchmark.memory import device_memory_mb
 from yolo_lat.deploy.benchmark.plan import Cell, Entry, make_plan
 from yolo_lat.deploy.benchmark.record import read_record
 from yolo_lat.deploy.benchmark.run import Benchmark
@@ -309,6 +310,13 @@ def test_the_gpu_that_cuda_sees_is_asked(smi, monkeypatch):
     assert gpu_query(1, ("name",))["name"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-a")
     assert [gpu_query(number, ("name",))["name"] for number in (0, 1)] == ["3", "GPU-a"]
+
+
+@pytest.mark.parametrize(("answer", "memory"), [("512 MiB", 512.0), ("[N/A]", None), ("[Not Supported]", None)])
+def test_memory_in_use_is_none_where_the_driver_does_not_tell(smi, answer, memory):
+    smi(answer)
+    assert device_memory_mb("cuda:0") == memory
+    assert device_memory_mb("cpu") is None
 
 
 def test_a_gpu_that_does_not_answer_is_refused(smi):

@@ -155,8 +155,7 @@ class Benchmark:
             path = Path(paths[variant.name].path)
             return CONTENDERS[cell.boundary](path, plan.device, setting, plan.threads, cell, self.pictures)
 
-        memory = None if plan.device == "cpu" else partial(device_memory_mb, plan.device)
-        search = Search(open_contender, plan.warmup, plan.trial, memory)
+        search = Search(open_contender, plan.warmup, plan.trial, partial(device_memory_mb, plan.device))
         first = forms[0][0]
         if known := self._chosen.get(key_of(result.model, cell)):
             search.attempt(known, first)
