@@ -50,6 +50,7 @@ def test_a_record_has_everything_that_a_speed_needs(measured, models):
     assert record.complete
     assert record.deviations == ["rounds 2 of at least 5", "runs 5 of at least 50"]
     assert [cell.cell for cell in record.cells] == [Cell(SIDE, 1, "fp32", name) for name in ("forward", "pipeline")]
+    assert [model.weights for model in record.models] == ["unknown"] * 2
     assert [model.parameters for model in record.models] == [7 * 3 * 32 * 32 + n * 81 for n in (1, 8)]
     for _, result in record.results():
         assert result.error is None

@@ -44,8 +44,14 @@ class Entry:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the weights are more than an initialisation."""
-        return Path(self.source).suffix.lower() in (*_WEIGHTS, ".onnx")
+        """Whether the weights are more than an initialisation, or may be, as in an .onnx file."""
+        return self.is_onnx or Path(self.source).suffix.lower() in _WEIGHTS
+
+    def weights(self, seed: int) -> str:
+        """Return what is known of the weights; random ones are made from `seed`."""
+        if self.is_onnx:
+            return "unknown"
+        return "trained" if self.is_trained else f"random, seed {seed}"
 
 
 @dataclass(frozen=True)

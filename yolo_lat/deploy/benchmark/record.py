@@ -101,7 +101,7 @@ class Model:
 
     Attributes:
         name, source: as asked for.
-        weights: "random, seed 0" or "trained".
+        weights: "random, seed 0", "trained", or "unknown", since no .onnx file tells.
         parameters: learned values after fusing; None where the file does not say.
         gflops: by side in pixels, for one image; a multiplication and an addition count as two.
         accuracy: one for each size and precision.

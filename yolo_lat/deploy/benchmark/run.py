@@ -86,7 +86,7 @@ class Benchmark:
         """Note what is known of the models."""
         for entry in self.plan.entries:
             own = {key: forms[0][1] for key, forms in files.found.items() if key[0] == entry.name}
-            weights = "trained" if entry.is_trained else f"random, seed {self.plan.seed}"
+            weights = entry.weights(self.plan.seed)
             gflops = {str(key[1]): file.gflops for key, file in own.items() if file.gflops is not None}
             parameters = next((file.parameters for file in own.values()), None)
             self.record.models.append(Model(entry.name, entry.source, weights, parameters, gflops))
