@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,12 @@ from PIL import Image
 
 from yolo_lat.deploy.benchmark.contenders import Forward, Pipeline
 from yolo_lat.deploy.benchmark.environment import describe_machine, gpu_query, state
-from yolo_lat.deploy.benchmark.export import describe_onnx, make_file, sha256
+from yolo_lat.deploy.benchmark.export import ModelFile, describe_onnx, make_file, sha256
 from yolo_lat.deploy.benchmark.images import load_pictures
 from yolo_lat.deploy.benchmark.memory import device_memory_mb
 from yolo_lat.deploy.benchmark.plan import Cell, Entry, make_plan
-from yolo_lat.deploy.benchmark.record import read_record
+from yolo_lat.deploy.benchmark.prepare import Files
+from yolo_lat.deploy.benchmark.record import Accuracy, read_record
 from yolo_lat.deploy.benchmark.run import Benchmark
 from yolo_lat.deploy.benchmark.settings import SETTINGS, VARIANTS, Variant
 from yolo_lat.errors import UserError
@@ -222,6 +225,23 @@ def test_a_named_model_is_exported_counted_and_measured(cli):
     assert re.search(r"yolo-lat-p +0\.2\d M +0\.0\d +random weights +forward +\d", result.out)
 
 
+def test_an_accuracy_names_the_form_that_it_is_of(models, pictures, monkeypatch):
+    monkeypatch.setattr("yolo_lat.deploy.benchmark.run.measure_accuracy", lambda *_: {"AP": 0.5, "AP50": 0.75})
+    monkeypatch.setattr("yolo_lat.deploy.benchmark.run.make_file", lambda *_: ModelFile("a.onnx", ""))
+    plan = make_plan(models["quick"], imgsz=SIDE, source=pictures)
+    benchmark = Benchmark(replace(plan, data="coco.yaml"))
+    cell, forms = Cell(SIDE, 1, "fp32", "forward"), [(variant, ModelFile("a.onnx", "")) for variant in VARIANTS]
+    found = Files({("found", SIDE, 1, "fp32"): forms})
+    with ThreadPoolExecutor(1) as pool:
+        for name, source, form in (
+            ("found", "a.pt", "raw output"),
+            ("new", "a.pt", "raw output"),
+            ("given", "a.onnx", "as given"),
+        ):
+            accuracy = benchmark._evaluate(pool, Entry(name, source), cell, found)
+            assert accuracy == Accuracy(SIDE, "fp32", 0.5, 0.75, f"coco.yaml val, {form}")
+
+
 @pytest.mark.slow
 def test_files_are_found_again_while_nothing_changed(tmp_path):
     entry, cell, variant = Entry("p", "yolo-lat-p.yaml"), Cell(64, 1, "fp32", "forward"), VARIANTS[0]
@@ -259,6 +279,7 @@ def test_forms_of_a_model_compete_and_accuracy_stands_beside_speed(cli, run):
         best = min(theirs.trials, key=lambda trial: trial.median_ms)
         assert theirs.variant == best.variant
     (accuracy,) = record.models[0].accuracy
+    assert accuracy.note == f"{run.data} val, raw output"
     assert pytest.approx(run.metrics.coco["AP"], abs=0.02) == accuracy.AP
     assert record.models[1].accuracy == []
 
