@@ -24,8 +24,9 @@ def _demo(options: dict[str, Any]) -> None:
     from yolo_lat.demo.session import DemoOptions, resume_demo, run_demo
 
     trust_if_asked(options.pop("trust", False), [options["model"] if folder is None else _model_of(folder)])
-    if options.get("device") is not None:
-        options["device"] = str(options["device"])
+    for key in ("device", "zones"):
+        if options.get(key) is not None:
+            options[key] = str(options[key])
     if folder is None:
         model, source = str(options.pop("model")), str(options.pop("source"))
         done = run_demo(DemoOptions(model, source, **options))

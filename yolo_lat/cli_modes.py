@@ -449,7 +449,7 @@ MODES = {
                 Key("model", "", "exported .onnx file; with dynamic=true it runs batches"),
                 Key("host", "127.0.0.1", "address to serve on; 0.0.0.0 lets other machines in, without a password"),
                 Key("port", "8000", "port to serve on; 0 takes any that is free"),
-                Key("device", "cpu", "cpu, cuda or cuda:N"),
+                Key("device", "cpu", "cpu, cuda, cuda:N, or the number N of a CUDA device"),
                 Key("imgsz", "", "input size in pixels of a model of dynamic size; as exported unless given"),
                 Key("threads", "", "CPU threads of one inference; every core unless given"),
                 Key("conf", "0.25", "confidence threshold of requests that name none"),

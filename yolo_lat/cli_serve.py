@@ -11,11 +11,15 @@ from yolo_lat.cli_run import require
 
 def _serve(options: dict[str, Any]) -> None:
     require("serve", options, "model")
+    from yolo_lat.deploy.session import device_name
     from yolo_lat.serve.server import run
     from yolo_lat.serve.settings import ServeSettings
 
     given = {key: value for key, value in options.items() if value is not None}
-    run(ServeSettings(**{**given, "model": Path(str(given["model"]))}))
+    given["model"] = Path(str(given["model"]))
+    if "device" in given:
+        given["device"] = device_name(given["device"])
+    run(ServeSettings(**given))
 
 
 RUN_SERVE: dict[str, Callable[[dict[str, Any]], None]] = {"serve": _serve}

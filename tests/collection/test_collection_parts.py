@@ -81,6 +81,13 @@ def test_sources_that_cannot_be_used(files, tmp_path):
     assert "no column could hold encoded images" in refusal(open_source, f"{tmp_path}/none.parquet")
     assert "has no column x; it has id, left, right" in refusal(open_source, f"{tmp_path}/two.parquet", column="x")
     assert "cannot be read as Parquet" in refusal(open_source, f"{tmp_path}/bad.parquet")
+    pq.write_table(pa.table({"path": ["x"], "row_hash": [b""]}), tmp_path / "own.parquet")
+    assert refusal(open_source, f"{tmp_path}/own.parquet", column="row_hash", id_column="path").startswith(
+        "column=row_hash: the reader has a column row_hash of its own; rename"
+    )
+    pq.write_table(pa.table({"path": ["x"], "jpeg": [b""]}), tmp_path / "own.parquet")
+    assert refusal(open_source, f"{tmp_path}/own.parquet", id_column="path").startswith("id=path: the reader has")
+    assert open_source(f"{tmp_path}/own.parquet")[0].column == "jpeg"
     assert "name columns of Parquet" in refusal(open_source, str(mixed), column="x")
     _, listed = open_source(str(mixed))
     assert "holds images and x.tar too; name one kind with a pattern" in refusal(list, listed)
@@ -163,6 +170,17 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(framed)
 
 
+def tiff(tile: int = 0, pages: int = 1, side: int = 16) -> bytes:
+    """A grey TIFF of next to no data."""
+    content = b"II*\0"
+    for _ in range(pages):
+        tags = {256: side, 257: side, 258: 8, 259: 1, 262: 1, 277: 1}
+        tags |= {322: tile, 323: tile, 324: 8, 325: 4} if tile else {273: 8, 278: side, 279: 4}
+        rows = (struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(tags.items()))
+        content += struct.pack("<IH", len(content) + 4, len(tags)) + b"".join(rows)
+    return content + bytes(4)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -174,8 +192,10 @@ def bomb(side: int) -> bytes:
         (broken(b"")["gif.jpg"], "GIF"),
         (bomb(31_623), "broken image"),
         (b"RIFF____WEBPVP8X____" + bytes(4) + b"\xff" * 6, "more than 178 megapixels"),
+        (tiff(tile=30_000), "more than 178 megapixels"),
+        (tiff(pages=2, side=10_000), "more than 178 megapixels"),
     ],
-    ids=["null", "empty", "noise", "cut png", "cut jpeg", "gif", "bomb", "webp bomb"],
+    ids=["null", "empty", "noise", "cut png", "cut jpeg", "gif", "bomb", "webp bomb", "tile bomb", "pages bomb"],
 )
 def test_what_is_no_whole_image_is_refused(content, reason):
     assert reason in refusal(decode, content)

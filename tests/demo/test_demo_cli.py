@@ -60,6 +60,17 @@ def test_the_mode_and_its_group_share_a_name(cli):
         ("demo modle=a.onnx", "unknown key 'modle' for demo; did you mean 'model'?"),
         ("demo model=a.onnx source=no.mp4", "source=no.mp4: no such file or folder"),
         ("demo model=a.onnx source=no.mp4 conf=high", "conf=high is no threshold; give a number from 0 to 1"),
+        ("demo model=a.onnx source=no.mp4 iou=high", "iou=high is no threshold; give a number from 0 to 1"),
+        ("demo model=a.onnx source=no.mp4 max_det=many", "max_det=many is no number of boxes; give 1 or more"),
+        ("demo model=a.onnx source=no.mp4 max_det=2.5", "max_det=2.5 is no number of boxes"),
+        ("demo model=a.onnx source=no.mp4 csv=maybe", "csv=maybe is neither True nor False; give one of them"),
+        ("demo model=a.onnx source=no.mp4 save=maybe", "save=maybe is neither True nor False"),
+        ("demo model=a.onnx source=no.mp4 save=none", "save=None is neither True nor False"),
+        ("demo model=a.onnx source=no.mp4 track=maybe", "track=maybe is neither True nor False"),
+        ("demo model=a.onnx source=no.mp4 show=maybe", "show=maybe is neither True nor False"),
+        ("demo model=a.onnx source=no.mp4 zones=3", "zones=3: No such file or directory; give a YAML file"),
+        ("demo model=a.onnx source=rtsp://[1", "source=rtsp://[1: no address (Invalid IPv6 URL); correct it"),
+        ("demo model=a.onnx source=99999999999999", "source=camera 99999999999999: no such camera"),
         ("demo model=a.onnx source=0 zones=z.yaml track=False", "zones= counts objects by their numbers"),
         ("demo resume=runs/none", "resume=runs/none: holds no readable run.json"),
         ("demo resume=runs/none conf=0.3", "resume= goes on as the run began; leave conf= out"),
@@ -71,6 +82,23 @@ def test_mistakes_take_one_line_and_leave_nothing(cli, tmp_path, command, messag
     assert error.startswith(f"yolo-lat: error: {message}")
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+WHOLE_RUN = {"options": {"model": "a.onnx", "source": "a.mp4"}, "live": False, "fingerprint": {"model": "no file"}}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"fingerprint": None}, {"fingerprint": {"model": 3}}, {"options": {"model": 3, "source": "a.mp4"}}, {"live": 1}],
+    ids=str,
+)
+def test_a_damaged_note_of_a_run_is_refused(cli, tmp_path, changes):
+    (tmp_path / "run/parts").mkdir(parents=True)
+    for content, message in ((WHOLE_RUN, "have changed"), (WHOLE_RUN | changes, "holds no readable run.json")):
+        (tmp_path / "run/run.json").write_text(json.dumps(content))
+        status, _, error = cli("demo resume=run")
+        assert status == 2
+        assert message in error
 
 
 def test_a_model_that_is_no_model_is_named(cli, clip, tmp_path):

@@ -301,10 +301,30 @@ def test_a_fixed_batch_is_filled_up(tmp_path):
     assert widths == [10, 20, 10]
 
 
+def test_a_list_needs_a_result_for_each_image(tmp_path):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES, input_shape=("batch", 3, 64, 64))
+    assert len(OnnxDetector(path)([PHOTOS[0]])) == 1
+    with pytest.raises(UserError, match=r"m\.onnx takes 2 images at once and answers for 1; pass them one by one"):
+        OnnxDetector(path)(PHOTOS)
+    assert len(OnnxDetector(path, max_batch=1)(PHOTOS)) == 2
+
+
 @pytest.mark.parametrize("names", [{}, {"names": "['0', '1']"}], ids=["none", "list"])
 def test_names_default_to_numbers_and_may_be_a_list(tmp_path, names):
     detector = OnnxDetector(fixed_output(tmp_path / "m.onnx", raw_output(), names))
     assert detector.names == {0: "0", 1: "1"}
+
+
+def test_ids_of_names_may_be_texts_and_names_numbers(tmp_path):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES | {"names": "{'0': 7, '1': 'dog'}"})
+    assert OnnxDetector(path).names == {0: "7", 1: "dog"}
+
+
+@pytest.mark.parametrize("names", ["{'a': 'cat', 'b': 'dog'}", "{0: b'cat', 1: {1, 2}}", "{True: 'a', 0.5: 'b'}"])
+def test_names_that_are_none_are_refused(tmp_path, names):
+    path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES | {"names": names})
+    with pytest.raises(UserError, match=r"metadata 'names' of .*m\.onnx are no texts by number; export the model"):
+        OnnxDetector(path)
 
 
 def test_foreign_nms_free_model_needs_no_metadata(tmp_path):
@@ -323,9 +343,16 @@ def test_foreign_nms_free_model_needs_no_metadata(tmp_path):
         ({"device": "cuda:x"}, "device 'cuda:x' is unknown"),
         ({"conf": 1.5}, "conf=1.5 is no threshold"),
         ({"iou": -0.1}, "iou=-0.1 is no threshold"),
-        ({"max_det": 0}, "max_det=0 is too small"),
-        ({"threads": 0}, "threads=0 is too small"),
-        ({"max_batch": 0}, "max_batch=0 is too small"),
+        ({"conf": "high"}, "conf=high is no threshold; pass a number from 0 to 1"),
+        ({"iou": float("nan")}, "iou=nan is no threshold"),
+        ({"iou": True}, "iou=True is no threshold"),
+        ({"max_det": 0}, "max_det=0 is out of range; pass a whole number from 1 to"),
+        ({"max_det": None}, "max_det=None is out of range"),
+        ({"max_det": 2.5}, r"max_det=2\.5 is out of range"),
+        ({"threads": 0}, "threads=0 is out of range"),
+        ({"threads": "many"}, "threads=many is out of range"),
+        ({"threads": 2**31}, "threads=2147483648 is out of range"),
+        ({"max_batch": 0}, "max_batch=0 is out of range"),
         ({"cuda_graph": True}, "cuda_graph=True has no meaning on device 'cpu'"),
         ({"threads": 2, "settings": SessionSettings()}, "settings= is given beside threads="),
         ({"imgsz": 128}, r"imgsz=128 does not fit .*m\.onnx, whose input is fixed at \(64, 64\)"),

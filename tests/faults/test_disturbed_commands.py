@@ -128,6 +128,14 @@ def test_half_written_files_are_noticed(material, tmp_path) -> None:
     assert half_written(tmp_path) == []
 
 
+def test_a_collection_that_fails_before_the_kill_is_an_error(commands, material, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("ray.data", reason="needs Ray Data: pip install 'yolo-lat[ray]'")
+    statuses = iter([0, 1, 0])
+    monkeypatch.setattr(Killer, "_run", lambda self, words, kill_after=None: next(statuses))
+    with pytest.raises(RuntimeError, match="exit status 1 in place of 0"):
+        Killer(commands, material, tmp_path, seed=1).collection(1)
+
+
 def test_one_sentence_is_told_from_a_traceback() -> None:
     assert Ended(2, "note\nyolo-lat: error: a; b\n").sentence == "yolo-lat: error: a; b"
     assert Ended(2, "Traceback (most recent call last)\nyolo-lat: error: a; b\n").sentence is None

@@ -153,7 +153,8 @@ def test_the_folder_of_a_collection_run(tmp_path, name, content, message) -> Non
 def test_the_folder_of_a_demo_run(tmp_path, name, content, message) -> None:
     part = {"frames": 1, "next_frame": 1, "start_s": 0, "whole": True, "tracker": None, "faults": {}, "dropped": 0}
     (tmp_path / "parts").mkdir()
-    (tmp_path / "run.json").write_text('{"options": {}, "live": false}')
+    settings = {"options": {"model": "a.onnx", "source": "a.mp4"}, "live": False, "fingerprint": {}}
+    (tmp_path / "run.json").write_text(json.dumps(settings))
     (tmp_path / "parts/00000.json").write_text(json.dumps(part))
     (tmp_path / "parts/00000.jsonl").write_text('{"frame": 0}\n')
     (tmp_path / name).write_bytes(content)

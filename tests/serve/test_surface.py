@@ -111,6 +111,8 @@ def test_what_openapi_describes_is_what_comes(running):
         ({"conf": 0}, "conf=0 is out of range; pass a number from 0.01 to 1"),
         ({"queue": 2.5}, "queue=2.5 is out of range; pass a whole number"),
         ({"max_batch": 0}, "max_batch=0 is out of range"),
+        ({"threads": "high"}, "threads=high is out of range; pass a whole number from 1 to 1024"),
+        ({"threads": 2.5}, "threads=2.5 is out of range"),
         ({"wait_ms": True}, "wait_ms=True is out of range"),
         ({"timeout": float("nan")}, "timeout=nan is out of range"),
         ({"max_megapixels": 90}, "max_megapixels=90 is out of range; pass a number from 0.001 to 89"),
@@ -138,6 +140,8 @@ def test_the_command_line_hands_over_its_keys(monkeypatch):
     monkeypatch.setattr("yolo_lat.serve.server.run", handed.append)
     RUN_SERVE["serve"](parse(MODES["serve"], ["model=a.onnx", "imgsz=[320, 640]", "wait_ms=0.5", "max_batch=none"]))
     assert handed == [ServeSettings(Path("a.onnx"), imgsz=[320, 640], wait_ms=0.5)]
+    RUN_SERVE["serve"](parse(MODES["serve"], ["model=a.onnx", "device=0"]))
+    assert handed[1:] == [ServeSettings(Path("a.onnx"), device="cuda:0")]
     with pytest.raises(UserError, match=r"serve needs model=, for example: yolo-lat serve model=best\.onnx"):
         RUN_SERVE["serve"]({})
 

@@ -35,9 +35,7 @@ def train(commands: Commands, material: Material, folder: Path) -> Tally:
         problems = _ended(ended) + half_written(place) + _columns(place / "run/results.csv")
         if ended.status == 0 and not same_tensors(*(p / "run/weights/last.safetensors" for p in (place, whole))):
             problems.append("other weights")
-        problems += [
-            f"says {text}" for text in re.findall(r"-\d+ day|-\d+:\d\d|-\d+\.\d+ hours|\bnan\b|\binf\b", ended.text)
-        ]
+        problems += [f"says {text}" for text in _ABSURD.findall(ended.text)]
         tally.add(name, *problems)
     return tally
 

@@ -198,8 +198,10 @@ class Killer:
         right = rows_of(whole / "run")
         for moment in self._moments(tally, count, seconds):
             place = empty(self.folder / "collection")
-            killed = self._run(command(place), moment) == -signal.SIGKILL
-            problems = [name for name in half_written(place) if not name.startswith(".run-")]
+            status = self._run(command(place), moment)
+            if not (killed := status == -signal.SIGKILL):
+                expect_status(status, 0)
+            problems = half_written(place)
             finished = snapshot(place / "run/detections") if (place / "run").exists() else {}
             finished = {name: value for name, value in finished.items() if not name.startswith(".")}
             if killed:

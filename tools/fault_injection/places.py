@@ -146,7 +146,7 @@ def full_disk(name: str, commands: Commands, material: Material, folder: Path, c
         needed = sum((place / file).stat().st_size for file in snapshot(place))
     for number in range(count):
         with disk(folder / "disk") as place:
-            before = _keep_something(place, writer, number)
+            before = _keep_something(place)
             words = writer.words(material, place)
             inputs = snapshot(place).keys() - before.keys()
             # Each try has its part of the range, and the first ones leave next to nothing.
@@ -194,8 +194,8 @@ def _results(place: Path, writer: Writer) -> set[str]:
     return {name for name in snapshot(place) if name.startswith(writer.results)}
 
 
-def _keep_something(place: Path, writer: Writer, number: int) -> dict[str, str]:
-    """Put files there that have nothing to do with the command, and in every second try an older result."""
+def _keep_something(place: Path) -> dict[str, str]:
+    """Put a file there that has nothing to do with the command; returns a snapshot."""
     (place / "other").mkdir()
     (place / "other/notes.txt").write_text("1 2 3\n")
     return snapshot(place)

@@ -265,4 +265,5 @@ def collection_seeds() -> list[bytes]:
 
 def demo_seeds() -> list[bytes]:
     part = b'{"frames": 2, "next_frame": 2, "start_s": 0.0, "whole": true, "tracker": null, "faults": {}, "dropped": 0}'
-    return [b'\0{"options": {}, "live": true}', b"\1" + part, b'\2{"frame": 0, "boxes": []}\n']
+    settings = b'{"options": {"model": "a.onnx", "source": "a.mp4"}, "live": true, "fingerprint": {}}'
+    return [b"\0" + settings, b"\1" + part, b'\2{"frame": 0, "boxes": []}\n']

@@ -510,7 +510,7 @@ def demo_state(folder: Path) -> Run:
     from yolo_lat.demo.run_folder import RunFolder
 
     parts = folder / "parts"
-    settings = b'{"options": {"source": "a.mp4"}, "live": false}'
+    settings = b'{"options": {"model": "a.onnx", "source": "a.mp4"}, "live": false, "fingerprint": {}}'
     part = b'{"frames": 2, "next_frame": 2, "start_s": 0.0, "whole": true, "tracker": null, "faults": {}, "dropped": 0}'
 
     def run(content: bytes) -> None:

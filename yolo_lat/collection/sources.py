@@ -20,6 +20,7 @@ from yolo_lat.errors import UserError
 
 IMAGES, TARS, PARQUET = "images", "WebDataset", "Parquet"
 _KINDS = dict.fromkeys(IMAGE_SUFFIXES, IMAGES) | {".tar": TARS, ".parquet": PARQUET}
+_READERS_OWN = ("path", "row_hash")  # columns that Ray Data's reader adds
 _TAR_END = 2 * tarfile.RECORDSIZE  # bytes behind the last member, more than the padding of an ordinary tar
 # What Ray Data takes for the key of a sample: all up to the first dot of the file's name.
 _KEY = re.compile(r"((?:.*/)?[^./][^.]*)\.([^/]*)$")
@@ -115,7 +116,7 @@ class Source:
             return ray.data.read_binary_files(paths, filesystem=self.filesystem, include_paths=True)
         if self.kind == TARS:
             return ray.data.read_webdataset(paths, filesystem=self.filesystem, fileselect=is_image, decoder=_sample)
-        columns = [self.column, *filter(None, [self.id]), "path", "row_hash"]
+        columns = [self.column, *filter(None, [self.id]), *_READERS_OWN]
         return ray.data.read_parquet(
             paths, filesystem=self.filesystem, columns=columns, include_paths=True, include_row_hash=True
         )
@@ -169,6 +170,9 @@ def open_source(source: str, column: str | None = None, id_column: str | None = 
         raise UserError(f"column= and id= name columns of Parquet, and source={source} holds {kind}; leave them out")
     if kind == PARQUET:
         column = _image_column(filesystem, f"{path}/{first_file}", column, id_column)
+        for key, name in (("column", column), ("id", id_column)):
+            if name in _READERS_OWN:
+                raise UserError(f"{key}={name}: the reader has a column {name} of its own; rename that of the files")
     return Source(kind, path, filesystem, column or "", id_column or ""), _of_one_kind(files(), kind, source)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,8 +11,7 @@ import pyarrow as pa
 from PIL import Image, UnidentifiedImageError
 
 from yolo_lat.collection.sources import Source
-from yolo_lat.data.image_header import webp_size
-from yolo_lat.data.images import ENDINGS, FORMATS, most_pixels
+from yolo_lat.data.images import ENDINGS, FORMATS, TooManyPixelsError, most_pixels, open_image
 from yolo_lat.deploy import Detections, OnnxDetector
 from yolo_lat.errors import UserError
 
@@ -75,11 +72,9 @@ def decode(content: bytes | None) -> np.ndarray:
     if not content:
         raise UserError("empty")
     most = most_pixels()
-    _check_pixels(webp_size(content) or (0, 0), most)  # Pillow takes memory for the whole of one when it opens it
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with open_image(content, most) as image:
             kind = image.format or ""
-            _check_pixels(image.size, most)
             if kind not in FORMATS:
                 raise UserError(f"{kind}, which is not read; convert it to PNG or JPEG")
             if not content[-12:].rstrip(b"\0").endswith(ENDINGS.get(kind, b"\0")):
@@ -87,6 +82,8 @@ def decode(content: bytes | None) -> np.ndarray:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
     except UserError:
         raise
+    except TooManyPixelsError:
+        raise UserError(f"broken image, or one of more than {most / 1e6:g} megapixels") from None
     except UnidentifiedImageError as error:
         raise UserError("no image, or one broken at its beginning") from error
     except _DECODING as error:
@@ -94,11 +91,6 @@ def decode(content: bytes | None) -> np.ndarray:
     if pixels is None:
         raise UserError(f"{kind} of a form that cannot be decoded")
     return pixels
-
-
-def _check_pixels(size: tuple[int, int], most: float) -> None:
-    if math.prod(size) > most:
-        raise UserError(f"broken image, or one of more than {most / 1e6:g} megapixels")
 
 
 def table(rows: Iterable[dict[str, Any]]) -> pa.Table:

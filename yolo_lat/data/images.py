@@ -6,6 +6,7 @@ is decoded, and refused above a limit: 178 megapixels, as in Pillow, or what YOL
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterable
@@ -28,6 +29,10 @@ _HIGHEST_LIMIT = 1073  # OpenCV's own
 _TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
 _MOST_PAGES = 1000  # of a TIFF, all of which training decodes
 ENDINGS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+
+class TooManyPixelsError(Exception):
+    """The header of an image names more pixels than are allowed."""
 
 
 def list_images(sources: Iterable[Path]) -> list[Path]:
@@ -117,25 +122,52 @@ def check_pixels(file: Path) -> None:
         return
 
 
-def _opened(file: Path) -> Image.Image:
-    """Open an image, decode nothing, and refuse one of too many pixels."""
-    most = most_pixels()
-    with file.open("rb") as stream:
-        size = webp_size(stream.read(30))
+def open_image(
+    source: Path | bytes | bytearray, most: float, formats: list[str] | None = None, all_pages: bool = True
+) -> Image.Image:
+    """Open an image, decode nothing, and refuse one of too many pixels; a tile of a TIFF counts whole.
+
+    Args:
+        source: a file, or what is in one.
+        most: pixels that it may have.
+        formats: names of Pillow's formats that it may have; all unless given.
+        all_pages: count every page of a TIFF rather than its first alone.
+
+    Raises:
+        TooManyPixelsError: it has more.
+        OSError, ...: what Pillow raises for what is no image.
+    """
+    if isinstance(source, Path):
+        with source.open("rb") as stream:
+            size = webp_size(stream.read(30))
+    else:
+        size = webp_size(source)
     if size is not None:  # Pillow takes memory for the whole of a WebP when it opens one
-        _check_pixels(file, math.prod(size), most)
+        _check_pixels(math.prod(size), most)
     try:
-        image = Image.open(file)
-    except Image.DecompressionBombError:
-        raise _too_large(file, most) from None
+        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=formats)
+    except Image.DecompressionBombError as error:
+        raise TooManyPixelsError from error
     try:
-        _check_pixels(file, math.prod(image.size), most)
+        _check_pixels(math.prod(image.size), most)
         if image.format == "TIFF":
-            _check_pixels(file, _tiff_pixels(image), most)
+            _check_pixels(_tiff_pixels(image, all_pages), most)
     except BaseException:
         image.close()
         raise
     return image
+
+
+def _opened(file: Path) -> Image.Image:
+    """Open an image file, decode nothing, and refuse one of too many pixels."""
+    most = most_pixels()
+    try:
+        return open_image(file, most)
+    except TooManyPixelsError:
+        raise UserError(
+            f"{file}: broken image, or one of more than {most / 1e6:g} megapixels; make it smaller, or allow more by "
+            f"the environment variable {_LIMIT_VARIABLE}"
+        ) from None
 
 
 def most_pixels() -> float:
@@ -155,20 +187,13 @@ def most_pixels() -> float:
     return most
 
 
-def _check_pixels(file: Path, pixels: float, most: float) -> None:
+def _check_pixels(pixels: float, most: float) -> None:
     if pixels > most:
-        raise _too_large(file, most)
+        raise TooManyPixelsError
 
 
-def _too_large(file: Path, most: float) -> UserError:
-    return UserError(
-        f"{file}: broken image, or one of more than {most / 1e6:g} megapixels; make it smaller, or allow more by the "
-        f"environment variable {_LIMIT_VARIABLE}"
-    )
-
-
-def _tiff_pixels(image: Any) -> float:
-    """Return the pixels of all pages, each of which training decodes; a tile is decoded whole, however little shows."""
+def _tiff_pixels(image: Any, all_pages: bool) -> float:
+    """Return the pixels of the pages, each of which training decodes; a tile is decoded whole, however little shows."""
     pixels = 0.0
     for page in range(_MOST_PAGES):
         try:
@@ -178,6 +203,8 @@ def _tiff_pixels(image: Any) -> float:
             return pixels
         tile = image.tag_v2.get(_TILE_WIDTH, 0), image.tag_v2.get(_TILE_HEIGHT, 0)
         pixels += max(math.prod(image.size), math.prod(tile))
+        if not all_pages:
+            return pixels
     return math.inf
 
 

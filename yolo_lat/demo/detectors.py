@@ -10,6 +10,7 @@ import numpy as np
 
 from yolo_lat.deploy.detections import Detections
 from yolo_lat.deploy.onnx_detector import OnnxDetector
+from yolo_lat.deploy.session import device_name
 
 Detector = Callable[[list[np.ndarray]], list[Detections]]
 
@@ -35,7 +36,7 @@ def open_detector(
     Raises:
         UserError: the model or the device cannot be used.
     """
-    device = f"cuda:{device}" if str(device).isdecimal() else str(device)
+    device = device_name(device)
     if Path(model).suffix.lower() == ".onnx":
         return OnnxDetector(model, device=device, conf=conf, iou=iou, max_det=max_det, imgsz=imgsz)
     from yolo_lat import YOLOLAT

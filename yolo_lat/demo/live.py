@@ -123,10 +123,14 @@ class LiveSource:
 
 class _Camera:
     def __init__(self, number: int) -> None:
-        with _quiet_opencv():
-            self._capture = cv2.VideoCapture(number)
+        missing = "no such camera, or another program uses it"
+        try:
+            with _quiet_opencv():
+                self._capture = cv2.VideoCapture(number)
+        except cv2.error as error:  # a number larger than OpenCV counts
+            raise LostError(missing) from error
         if not self._capture.isOpened():
-            raise LostError("no such camera, or another program uses it")
+            raise LostError(missing)
         self._capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
 
     def read(self) -> np.ndarray:

@@ -60,16 +60,22 @@ class DemoOptions:
     retry: float = 300
 
     def __post_init__(self) -> None:
-        for key in ("batch", "part"):
+        for key, what in (("batch", "frames"), ("part", "frames"), ("max_det", "boxes")):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{key}={value} is no number of frames; give 1 or more")
+                raise UserError(f"{key}={value} is no number of {what}; give 1 or more")
         for key in ("timeout", "retry"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
                 raise UserError(f"{key}={value} is no number of seconds; give more than 0")
-        if isinstance(self.conf, bool) or not isinstance(self.conf, int | float) or not 0 <= self.conf <= 1:
-            raise UserError(f"conf={self.conf} is no threshold; give a number from 0 to 1")
+        for key in ("conf", "iou"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise UserError(f"{key}={value} is no threshold; give a number from 0 to 1")
+        for key in ("csv", "save", "track", "show"):
+            value = getattr(self, key)
+            if not isinstance(value, bool) and (value is not None or key in ("csv", "save")):
+                raise UserError(f"{key}={value} is neither True nor False; give one of them")
         if self.zones and self.track is False:
             raise UserError("zones= counts objects by their numbers; leave track=False out")
         if self.csv and not self.save:
@@ -91,8 +97,8 @@ class DemoOptions:
 
     def fingerprint(self) -> dict[str, str]:
         """Return what tells whether the files that a run depends on are still the same."""
-        marks = {"model": _mark(self.model), "source": _mark(self.source)}
-        return marks | ({"zones": hashlib.sha256(Path(self.zones).read_bytes()).hexdigest()} if self.zones else {})
+        marks = {"model": _content(Path(self.model)), "source": _listing(self.source)}
+        return marks | ({"zones": _content(Path(self.zones))} if self.zones else {})
 
 
 def is_pattern(text: str) -> bool:
@@ -100,8 +106,20 @@ def is_pattern(text: str) -> bool:
     return "://" not in text and glob.has_magic(text) and not Path(text).exists()
 
 
-def _mark(text: str) -> str:
-    path = Path(text)
-    if path.is_file():
-        return f"{path.stat().st_size} bytes"
-    return f"{sum(1 for _ in path.iterdir())} files" if path.is_dir() else "no file"
+def _content(file: Path) -> str:
+    """Return the SHA-256 of a file in hex."""
+    if not file.is_file():
+        return "no file"
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _listing(source: str) -> str:
+    """Return the SHA-256 of the names, sizes and times of a source's files, which may be too large to be read twice."""
+    files = [Path(source)]
+    if files[0].is_dir():
+        files = list(files[0].iterdir())
+    elif is_pattern(source):
+        files = list(map(Path, glob.glob(source, recursive=True)))  # noqa: PTH207 - Path.glob takes no full paths
+    found = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]
+    return hashlib.sha256(repr(sorted(found)).encode()).hexdigest() if found else "no file"

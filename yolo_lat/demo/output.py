@@ -99,7 +99,7 @@ class Output:
                 self._tell(f"screenshot: {file}")
         began = time.perf_counter()
         if self._recorder:
-            self._recorder.add(result, to_line(result, events), drawn, self._faults.counts, self.dropped)
+            self._recorder.add(result, to_line(result, events), drawn, self.dropped)
         self.frames += 1
         delay_s = time.monotonic() - frame.captured_s if delay_s is None else delay_s
         self.stats.add(result.read_ms, result.detect_ms, write_ms + 1e3 * (time.perf_counter() - began), delay_s)
@@ -114,7 +114,7 @@ class Output:
     def close(self) -> None:
         """Complete what is being written."""
         if self._recorder:
-            self._recorder.close(self.last, self._faults.counts, self.dropped)
+            self._recorder.close(self.last, self.dropped)
 
     def summary(self, source: str) -> dict[str, Any]:
         """Return the contents of `summary.json`: frames, rates of this sitting, faults, and zones by class."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from threading import Event, Thread
 from types import TracebackType
 
@@ -76,7 +76,9 @@ class Pipeline:
         self.source, self._detector, self._tracker, self._controls = source, detector, tracker, controls
         self._batch, self._start, self._part = 1 if source.live else batch, start, part
         self.stop = stop or Event()
-        self._frames: Channel[tuple[Frame, float]] = Channel(1 if source.live else 2 * batch, newest=source.live)
+        self._frames: Channel[tuple[Frame, float, dict[str, int]]] = Channel(
+            1 if source.live else 2 * batch, newest=source.live
+        )
         self._results: Channel[FrameResult] = Channel(1 if source.live else 2 * batch)
         self._error: BaseException | None = None
         stages: tuple[tuple[str, Callable[[], None]], ...] = (("reader", self._read), ("detector", self._detect))
@@ -128,19 +130,23 @@ class Pipeline:
         while True:
             began = time.perf_counter()
             frame = next(frames, None)
-            if frame is None or not self._frames.put((frame, 1e3 * (time.perf_counter() - began))):
+            if frame is None:
+                return
+            read_ms, faults = 1e3 * (time.perf_counter() - began), dict(self.source.faults.counts)
+            if not self._frames.put((frame, read_ms, faults)):
                 return
 
     def _detect(self) -> None:
         count = 0
         while taken := self._frames.get(self._batch):
             began = time.perf_counter()
-            found = self._detector([frame.image_bgr for frame, _ in taken])
+            found = self._detector([frame.image_bgr for frame, _, _ in taken])
             share_ms = 1e3 * (time.perf_counter() - began) / len(taken)
-            for (frame, read_ms), detections in zip(taken, found, strict=True):
+            for (frame, read_ms, faults), detections in zip(taken, found, strict=True):
                 count += 1
                 ends_part = self._part is not None and count % self._part == 0
-                if not self._results.put(self._follow(frame, detections, read_ms, share_ms, ends_part)):
+                result = self._follow(frame, detections, read_ms, share_ms, ends_part)
+                if not self._results.put(replace(result, faults=faults)):
                     return
 
     def _follow(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -42,7 +41,7 @@ class Recorder:
         self._number = sum(1 for _ in folder.parts())
         self._part: _Open | None = None
 
-    def add(self, result: FrameResult, line: str, drawn: np.ndarray, faults: Counter[str], dropped: int) -> None:
+    def add(self, result: FrameResult, line: str, drawn: np.ndarray, dropped: int) -> None:
         """Write a picture and its line; complete the part where it is full."""
         frame = result.frame
         self._size = self._size or frame.size
@@ -55,9 +54,9 @@ class Recorder:
             save_picture(self._folder.path / "pictures" / f"{frame.index:05d}-{Path(frame.name).stem}.jpg", drawn)
         self._part.frames += 1
         if self._part.frames == self._length:
-            self.close(result, faults, dropped)
+            self.close(result, dropped)
 
-    def close(self, last: FrameResult | None, faults: Counter[str], dropped: int) -> None:
+    def close(self, last: FrameResult | None, dropped: int) -> None:
         """Complete the part under work, however short; `last` is the last frame in it."""
         part, self._part = self._part, None
         if part is None or last is None:
@@ -66,7 +65,7 @@ class Recorder:
         if part.video:
             part.video.close()
         whole, index = part.frames == self._length, last.frame.index
-        facts = Part(part.frames, index + 1, part.start_s, whole, last.state, dict(faults), dropped)
+        facts = Part(part.frames, index + 1, part.start_s, whole, last.state, last.faults, dropped)
         self._folder.complete_part(self._number, facts)
         self._number += 1
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class FrameResult:
         read_ms: time to decode the frame, or to wait for it from a live source.
         detect_ms: time in the detector, its share of a batch, and in the tracker.
         state: of the tracker after this frame, where a part may end.
+        faults: what the source had survived when it gave this frame, by kind; it reads ahead meanwhile.
     """
 
     frame: Frame
@@ -36,6 +37,7 @@ class FrameResult:
     read_ms: float = 0.0
     detect_ms: float = 0.0
     state: dict[str, Any] | None = None
+    faults: dict[str, int] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Return the class name of each object."""

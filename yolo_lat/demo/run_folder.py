@@ -89,8 +89,11 @@ class RunFolder:
         """
         try:
             settings = read_typed(dict[str, Any], path / RUN)
-            typed(dict[str, Any], settings.get("options"), "options")
+            options = typed(dict[str, Any], settings.get("options"), "options")
+            for key, kind in (("model", str), ("source", str), ("zones", str | None)):
+                typed(kind, options.get(key), f"options.{key}")
             typed(bool, settings.get("live"), "live")
+            typed(dict[str, str], settings.get("fingerprint"), "fingerprint")
         except (OSError, ValueError) as error:
             raise UserError(f"resume={path}: holds no readable {RUN}; give the folder of a run of demo") from error
         if not (path / PARTS).is_dir():

@@ -174,7 +174,10 @@ def open_source(source: str | int, faults: Faults, timeout_s: float = 10, retry_
     text = str(source)
     if text.isdecimal():
         return camera(int(text), faults, retry_s)
-    address = urlsplit(text)
+    try:
+        address = urlsplit(text)
+    except ValueError as error:
+        raise UserError(f"source={text}: no address ({error}); correct it, as in rtsp://host/name") from error
     if address.scheme in _STREAMS and address.netloc:
         if address.scheme in {"http", "https"} and Path(address.path).suffix.lower() in VIDEOS:
             return VideoFile(text, without_password(text), faults, timeout_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, overload
 
@@ -20,6 +21,7 @@ from yolo_lat.errors import UserError
 UINT8_INPUT = "uint8-bgr-nhwc"  # the metadata `preprocessing` of a model that takes images as OpenCV reads them
 BEST_CLASS_OUTPUT = "best-class"  # the metadata `output` of a model that has taken the maximum over classes
 MAX_BATCH = 32
+_MOST = 2**31 - 1  # what ONNX Runtime counts threads with
 
 
 class OnnxDetector:
@@ -73,11 +75,13 @@ class OnnxDetector:
         settings: SessionSettings | None = None,
     ) -> None:
         for name, value in (("conf", conf), ("iou", iou)):
-            if not 0 <= value <= 1:
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
                 raise UserError(f"{name}={value} is no threshold; pass a number from 0 to 1")
         for name, count in (("max_det", max_det), ("threads", threads), ("max_batch", max_batch)):
-            if count is not None and count < 1:
-                raise UserError(f"{name}={count} is too small; pass 1 or more")
+            if count is None and name == "threads":
+                continue
+            if isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= count <= _MOST:
+                raise UserError(f"{name}={count} is out of range; pass a whole number from 1 to {_MOST}")
         self.path, self.conf, self.iou, self.max_det = Path(path), conf, iou, max_det
         if settings and (threads or cuda_graph):
             raise UserError("settings= is given beside threads= or cuda_graph=, which it holds too; leave those out")
@@ -112,10 +116,15 @@ class OnnxDetector:
         starts = range(0, len(images), self._max_batch)
         return [found for start in starts for found in self._detect(images[start : start + self._max_batch])]
 
+    @property
+    def stride(self) -> int:
+        """What the sides of an input of dynamic size are multiples of, pixels."""
+        return int(self._meta("stride", 32, int)) or 32
+
     def _detect(self, images: list[np.ndarray]) -> list[Detections]:
         """Run one batch, no larger than the model takes."""
         boxed = [letterbox(image, self.imgsz) for image in images]
-        output = self._run([result.image for result in boxed])[0]
+        output = self._result([result.image for result in boxed])
         return [
             Detections(
                 unletterbox(found.xyxy, result.ratio, result.pad, image.shape[:2]),
@@ -125,6 +134,16 @@ class OnnxDetector:
             )
             for image, result, found in zip(images, boxed, self._decode(output[: len(images)]), strict=True)
         ]
+
+    def _result(self, frames: list[np.ndarray]) -> np.ndarray:
+        """Return the output for letterboxed images, with a result for each or more."""
+        output = self._run(frames)[0]
+        if len(output) < len(frames):
+            raise UserError(
+                f"{self.path} takes {len(frames)} images at once and answers for {len(output)}; pass them one by one, "
+                "or export it again with dynamic=true"
+            )
+        return output
 
     def _run(self, frames: list[np.ndarray]) -> list[np.ndarray]:
         """Return all outputs for letterboxed images; there may be more results than images."""
@@ -187,10 +206,22 @@ class OnnxDetector:
         size = tuple(self._meta("imgsz", (), list, tuple)) if imgsz is None else asked
         if not size:
             raise UserError(f"{self.path} has a dynamic input and names no size in its metadata; pass imgsz=")
-        stride = self._meta("stride", 32, int) or 32
-        if len(size) != 2 or any(not isinstance(side, int) or side < 1 or side % stride for side in size):
-            raise UserError(f"imgsz={imgsz} does not fit {self.path}; pass one or two positive multiples of {stride}")
+        if len(size) != 2 or any(not isinstance(side, int) or side < 1 or side % self.stride for side in size):
+            raise UserError(
+                f"imgsz={imgsz} does not fit {self.path}; pass one or two positive multiples of {self.stride}"
+            )
         return size[0], size[1]
+
+    def _read_names(self) -> dict[int, str]:
+        """Return the class names by id; ids may be written as texts and names as numbers."""
+        names = self._meta("names", {}, dict, list)
+        found: dict[int, str] = {}
+        for key, name in names.items() if isinstance(names, dict) else enumerate(names):
+            class_id = int(key) if isinstance(key, str) and key.isdecimal() else key
+            if type(class_id) is not int or not isinstance(name, str | int | float):
+                raise UserError(f"metadata 'names' of {self.path} are no texts by number; export the model again")
+            found[class_id] = str(name)
+        return found
 
     def _read_output(self) -> tuple[dict[int, str], Callable[[np.ndarray], list[Boxes]]]:
         """Return the class names, and what turns the output into boxes.
@@ -198,8 +229,7 @@ class OnnxDetector:
         A first run tells, and warms up the device: dynamic exports leave any axis of the output without a size.
         """
         outputs = self._run([np.zeros((*self.imgsz, 3), np.uint8)] * (self._batch or 1))
-        task, names = self._metadata.get("task", "detect"), self._meta("names", {}, dict, list)
-        names = dict(enumerate(names)) if isinstance(names, list) else names
+        task, names = self._metadata.get("task", "detect"), self._read_names()
         from_raw = partial(from_raw_output, conf=self.conf, iou=self.iou, max_det=self.max_det)
         if task == "detect" and len(outputs) == 1 and outputs[0].ndim == 3:
             _, rows, columns = outputs[0].shape

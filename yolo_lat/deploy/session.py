@@ -59,6 +59,11 @@ class SessionSettings:
         return {"device_id": str(device_id), **{name: str(int(value)) for name, value in flags.items()}}
 
 
+def device_name(device: str | int) -> str:
+    """Return a device as `parse_device` takes it; N alone is short for cuda:N."""
+    return f"cuda:{device}" if str(device).isdecimal() else str(device)
+
+
 def parse_device(device: str) -> int | None:
     """Return the number of a CUDA device, None for the CPU.
 

@@ -15,11 +15,13 @@ from yolo_lat.deploy.detections import Detections
 from yolo_lat.deploy.onnx_detector import MAX_BATCH, OnnxDetector
 from yolo_lat.deploy.postprocess import Boxes
 from yolo_lat.deploy.preprocess import PADDING_GREY, LetterboxResult, letterbox, unletterbox
+from yolo_lat.deploy.session import ORT_ERRORS
 from yolo_lat.errors import UserError
 from yolo_lat.serve.settings import ServeSettings
 
 _SIZES = (1, 2, 4, 8, 16)
 _TRIES = 5
+_UNABLE: tuple[type[Exception], ...] = (UserError, MemoryError, *ORT_ERRORS)
 
 
 @dataclass(frozen=True)
@@ -91,22 +93,28 @@ class ServedDetector(OnnxDetector):
 
     def detect(self, frames: Sequence[Frame]) -> list[Detections]:
         """Return what is in each of at most `max_batch` frames, as `OnnxDetector` with its thresholds would."""
-        output = self._run([frame.boxed.image for frame in frames])[0]
+        output = self._result([frame.boxed.image for frame in frames])
         return [self._detections(frame, output[index : index + 1]) for index, frame in enumerate(frames)]
 
     def _best_batch(self) -> int:
         """Return the size of batch from which on larger ones save nothing; on CPUs that is often 1.
 
-        Sizes are doubled while a picture's share of the time, the best of `_TRIES`, falls by a twentieth or more.
+        Sizes are doubled while a picture's share of the time, the best of `_TRIES`, falls by a twentieth or more, and
+        while the device can run them.
         """
         blank = self.frame(np.full((*self.imgsz, 3), PADDING_GREY, np.uint8), Thresholds())
         best, fastest = 1, math.inf
         for size in _SIZES:
             seconds = []
-            for _ in range(_TRIES):
-                begun = time.perf_counter()
-                self.detect([blank] * size)
-                seconds.append(time.perf_counter() - begun)
+            try:
+                for _ in range(_TRIES):
+                    begun = time.perf_counter()
+                    self.detect([blank] * size)
+                    seconds.append(time.perf_counter() - begun)
+            except _UNABLE:
+                if size == 1:
+                    raise
+                break
             if min(seconds) / size > 0.95 * fastest:
                 break
             best, fastest = size, min(seconds) / size

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image, ImageOps
 
-from yolo_lat.data.images import ENDINGS
+from yolo_lat.data.images import ENDINGS, TooManyPixelsError, open_image
 from yolo_lat.serve.heads import broken, check_structure, format_of, webp_size
 from yolo_lat.serve.refusal import RefusalError
 
-_TILE_WIDTH, _TILE_HEIGHT = 322, 323  # tags of TIFF
 # What Pillow's decoders raise.
 _DECODING = (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError)
 
@@ -51,29 +49,19 @@ def decode(content: bytes | bytearray, max_pixels: int) -> Picture:
 
 def _shown_size(content: bytes | bytearray, kind: str, max_pixels: int) -> tuple[int, int]:
     """Return (width, height) with EXIF rotation applied, after checking that the picture is small enough and whole."""
-    if kind == "WEBP":  # Pillow reserves memory for the whole picture when it opens one
-        _check_pixels(*webp_size(content), max_pixels)
+    if kind == "WEBP":
+        webp_size(content)  # refuses one that names none
     try:
-        with Image.open(io.BytesIO(content), formats=[kind]) as image:
-            _check_pixels(*image.size, max_pixels)
-            if kind == "TIFF":  # a tile is decoded whole, however little of it is inside the picture
-                tags = image.getexif()
-                _check_pixels(int(tags.get(_TILE_WIDTH, 0)), int(tags.get(_TILE_HEIGHT, 0)), max_pixels)
+        # Of a TIFF, OpenCV decodes the first page alone, and there may be many others to look at.
+        with open_image(content, max_pixels, formats=[kind], all_pages=False) as image:
             if not content[-12:].rstrip(b"\0").endswith(ENDINGS.get(kind, b"\0")):
                 image.load()
             width, height = image.size  # after loading, which turns a TIFF already
             turned = image.getexif().get(ImageOps.ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Image.DecompressionBombError:
-        raise _too_many(max_pixels) from None
+    except TooManyPixelsError:
+        raise RefusalError(
+            413, f"the picture has more than {max_pixels / 1e6:g} megapixels; send a smaller one"
+        ) from None
     except (*_DECODING, TypeError, MemoryError) as error:
         raise broken(kind) from error
     return (height, width) if turned else (width, height)
-
-
-def _check_pixels(width: int, height: int, max_pixels: int) -> None:
-    if width * height > max_pixels:
-        raise _too_many(max_pixels)
-
-
-def _too_many(max_pixels: int) -> RefusalError:
-    return RefusalError(413, f"the picture has more than {max_pixels / 1e6:g} megapixels; send a smaller one")

@@ -16,7 +16,9 @@ _WHOLE: dict[str, tuple[int, int]] = {
     "max_batch": (1, 256),
     "queue": (1, 10_000),
     "workers": (1, 64),
+    "threads": (1, 1024),
 }
+_OPEN = ("max_batch", "threads")  # None for what is found best
 _NUMBERS: dict[str, tuple[float, float]] = {
     "conf": (LOWEST_CONF, 1),
     "iou": (0, 1),
@@ -37,7 +39,7 @@ class ServeSettings:
         port: TCP port, 0 for one that is free.
         device: "cpu", "cuda" or "cuda:N"; CUDA is used or refused.
         imgsz: input size in pixels, for a model of dynamic size.
-        threads: CPU threads of one inference.
+        threads: CPU threads of one inference; None for ONNX Runtime's choice, one per physical core.
         conf, iou, max_det: thresholds of requests that name none.
         max_batch: most pictures to run at once; None for the batch that the model is fixed to, or else what a
             measurement at the start finds best.
@@ -77,7 +79,7 @@ class ServeSettings:
         for kinds, ranges in ((int, _WHOLE), ((int, float), _NUMBERS)):
             for name, (low, high) in ranges.items():
                 value = getattr(self, name)
-                if name == "max_batch" and value is None:
+                if name in _OPEN and value is None:
                     continue
                 if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
                     whole = "whole " if kinds is int else ""

@@ -83,9 +83,13 @@ def weights_elsewhere(folder):
             lambda folder: fixed_output(folder / "seg.onnx", raw_output(), NAMES | {"task": "segment"}),
             "seg.onnx has task 'segment'",
         ),
+        (
+            lambda folder: fixed_output(folder / "s.onnx", raw_output(), NAMES | {"stride": "'a'"}),
+            "s.onnx is of an unknown kind; export the model again",
+        ),
         (weights_elsewhere, "as the page has to; save it as one file that holds its weights"),
     ],
-    ids=["absent", "batch", "task", "weights elsewhere"],
+    ids=["absent", "batch", "task", "stride", "weights elsewhere"],
 )
 def test_unusable_models_are_refused_in_one_sentence(tmp_path, vendor, make, message):
     with pytest.raises(UserError, match=re.escape(message)) as refused:
@@ -141,6 +145,20 @@ def test_the_folder_holds_the_same(tmp_path, model, vendor):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written .*; choose another folder"):
         write_site(site, tmp_path / "file/site")
+
+
+def test_folders_beside_the_site_stay_as_they_are(tmp_path, model, vendor):
+    site = build_site([model], vendor=vendor)
+    for name in ("site", "other"):
+        (tmp_path / f"{name}.partial").mkdir()
+        (tmp_path / f"{name}.partial/mine.txt").write_text("x")
+    assert not (write_site(site, tmp_path / "site") / "mine.txt").exists()
+    model.unlink()
+    with pytest.raises(UserError, match="other cannot be written"):
+        write_site(site, tmp_path / "other")
+    for name in ("site", "other"):
+        assert [file.name for file in (tmp_path / f"{name}.partial").iterdir()] == ["mine.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == {"vendor", "site", "site.partial", "other.partial"}
 
 
 def test_the_page_names_no_other_host_and_the_same_policy():

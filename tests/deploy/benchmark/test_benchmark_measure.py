@@ -136,7 +136,7 @@ class Opener:
 def search(monkeypatch):
     """Build a search whose trials take what an opener says."""
 
-    def build(costs: dict[str, float | None], memory=None) -> tuple[Search, Opener]:
+    def build(costs: dict[str, float | None], memory=lambda: None) -> tuple[Search, Opener]:
         opener = Opener(costs)
         monkeypatch.setattr("yolo_lat.deploy.benchmark.measure.timed", lambda c, turns: [costs[c.name] for _ in turns])
         return Search(opener, 2, 3, memory), opener
@@ -190,6 +190,23 @@ def test_memory_is_what_each_session_adds(search):
     found, _ = search({"default": 1.0, "nhwc": 2.0}, lambda: next(answers))
     found.settings(CUDA[:2], VARIANTS[0], exhaustive=True)
     assert [trial.memory_mb for trial in found.trials] == [30.0, 70.0]
+
+
+def test_memory_that_is_not_told_is_none(search):
+    answers = iter([100.0, None, None, 200.0])
+    found, _ = search({"default": 1.0, "nhwc": 2.0}, lambda: next(answers))
+    found.settings(CUDA[:2], VARIANTS[0], exhaustive=True)
+    assert [(trial.memory_mb, trial.error) for trial in found.trials] == [(None, None)] * 2
+
+
+def test_a_gpu_that_stops_answering_fails_the_trial(search):
+    def memory():
+        raise UserError("nvidia-smi fails")
+
+    found, _ = search({"default": 1.0}, memory)
+    found.attempt(CUDA[0], VARIANTS[0])
+    assert [trial.error for trial in found.trials] == ["nvidia-smi fails"]
+    assert found.best is None
 
 
 def test_nothing_is_chosen_where_all_fail(search):

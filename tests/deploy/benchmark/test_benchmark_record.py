@@ -15,7 +15,7 @@ from rich.console import Console
 from yolo_lat.deploy.benchmark.against import change_table, compare_records
 from yolo_lat.deploy.benchmark.figure import draw
 from yolo_lat.deploy.benchmark.record import Record, differences, read_record, read_records
-from yolo_lat.deploy.benchmark.table import tables
+from yolo_lat.deploy.benchmark.table import tables, trial_lines
 from yolo_lat.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "tools"))
@@ -79,6 +79,14 @@ def test_no_speed_without_sizes_and_accuracy_beside_it():
     assert "4.00 (4.00-4.00)" in text
     assert "chose default/raw output out of default/raw output 1.000, graph/raw output failed" in text
     assert "GPU A, driver 1" in text
+
+
+def test_sizes_and_accuracy_of_another_form_are_named():
+    record = make_record()
+    line = "parameters, GFLOPs and AP are those of raw output, also of models that chose an NMS-free form"
+    assert line not in trial_lines(record)
+    record.cells[1].results[1].variant = "bytes, NMS-free"
+    assert line in trial_lines(record)
 
 
 def test_failures_are_shown():

@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +13,17 @@ import onnx
 import pytest
 import torch
 from benchmark_samples import SIDE, make_record
+from hand_made_onnx import colour_detector
 from PIL import Image
 
 from yolo_lat.deploy.benchmark.contenders import Forward, Pipeline
 from yolo_lat.deploy.benchmark.environment import describe_machine, gpu_query, state
-from yolo_lat.deploy.benchmark.export import describe_onnx, make_file, sha256
+from yolo_lat.deploy.benchmark.export import ModelFile, describe_onnx, make_file, sha256
 from yolo_lat.deploy.benchmark.images import load_pictures
+from yolo_lat.deploy.benchmark.memory import device_memory_mb
 from yolo_lat.deploy.benchmark.plan import Cell, Entry, make_plan
-from yolo_lat.deploy.benchmark.record import read_record
+from yolo_lat.deploy.benchmark.prepare import Files
+from yolo_lat.deploy.benchmark.record import Accuracy, read_record
 from yolo_lat.deploy.benchmark.run import Benchmark
 from yolo_lat.deploy.benchmark.settings import SETTINGS, VARIANTS, Variant
 from yolo_lat.errors import UserError
@@ -48,6 +53,7 @@ def test_a_record_has_everything_that_a_speed_needs(measured, models):
     assert record.complete
     assert record.deviations == ["rounds 2 of at least 5", "runs 5 of at least 50"]
     assert [cell.cell for cell in record.cells] == [Cell(SIDE, 1, "fp32", name) for name in ("forward", "pipeline")]
+    assert [model.weights for model in record.models] == ["unknown"] * 2
     assert [model.parameters for model in record.models] == [7 * 3 * 32 * 32 + n * 81 for n in (1, 8)]
     for _, result in record.results():
         assert result.error is None
@@ -175,6 +181,37 @@ def test_a_file_of_ours_tells_its_size(models):
     assert describe_onnx(models["quick"], {}, 64).gflops is None
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [{"gflops": "y"}, {"parameters": "x"}, {"imgsz": "[64"}, {"gflops": "inf"}, {"parameters": "-1"}],
+    ids=str,
+)
+def test_a_size_that_is_no_number_is_refused(models, changes):
+    metadata = {"parameters": "1234", "gflops": "0.5", "imgsz": "[64, 64]"}
+    with pytest.raises(UserError, match=r"quick\.onnx: parameters.* in its metadata .*; export the model again"):
+        describe_onnx(models["quick"], metadata | changes, 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "metadata", "found"),
+    [
+        ({"dtype": np.float16}, {}, "fp16"),
+        ({"dtype": np.float16, "takes_bytes": True}, {"precision": "fp16"}, "fp16"),
+        ({}, {"precision": "int8"}, "int8"),
+    ],
+    ids=["input", "metadata", "int8"],
+)
+def test_a_file_of_another_precision_is_not_set_beside_the_others(cli, tmp_path, pictures, options, metadata, found):
+    path = colour_detector(tmp_path / "m.onnx", **options)
+    model = onnx.load(path)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, path)
+    refused = cli("benchmark", f"models={path}", f"source={pictures}", "imgsz=64", "rounds=1", "runs=1")
+    assert refused.status == 2
+    assert f"m.onnx is {found}, not fp32; give a file of that precision, or its own" in refused.err
+
+
 def test_a_named_model_is_exported_counted_and_measured(cli):
     result = cli(
         "benchmark", "models=yolo-lat-p", *SHORT[:4], "imgsz=64", "threads=1", "boundary=forward", "json=out.json"
@@ -186,6 +223,23 @@ def test_a_named_model_is_exported_counted_and_measured(cli):
     assert model.parameters < 317_000
     assert model.gflops["64"] > 0
     assert re.search(r"yolo-lat-p +0\.2\d M +0\.0\d +random weights +forward +\d", result.out)
+
+
+def test_an_accuracy_names_the_form_that_it_is_of(models, pictures, monkeypatch):
+    monkeypatch.setattr("yolo_lat.deploy.benchmark.run.measure_accuracy", lambda *_: {"AP": 0.5, "AP50": 0.75})
+    monkeypatch.setattr("yolo_lat.deploy.benchmark.run.make_file", lambda *_: ModelFile("a.onnx", ""))
+    plan = make_plan(models["quick"], imgsz=SIDE, source=pictures)
+    benchmark = Benchmark(replace(plan, data="coco.yaml"))
+    cell, forms = Cell(SIDE, 1, "fp32", "forward"), [(variant, ModelFile("a.onnx", "")) for variant in VARIANTS]
+    found = Files({("found", SIDE, 1, "fp32"): forms})
+    with ThreadPoolExecutor(1) as pool:
+        for name, source, form in (
+            ("found", "a.pt", "raw output"),
+            ("new", "a.pt", "raw output"),
+            ("given", "a.onnx", "as given"),
+        ):
+            accuracy = benchmark._evaluate(pool, Entry(name, source), cell, found)
+            assert accuracy == Accuracy(SIDE, "fp32", 0.5, 0.75, f"coco.yaml val, {form}")
 
 
 @pytest.mark.slow
@@ -225,6 +279,7 @@ def test_forms_of_a_model_compete_and_accuracy_stands_beside_speed(cli, run):
         best = min(theirs.trials, key=lambda trial: trial.median_ms)
         assert theirs.variant == best.variant
     (accuracy,) = record.models[0].accuracy
+    assert accuracy.note == f"{run.data} val, raw output"
     assert pytest.approx(run.metrics.coco["AP"], abs=0.02) == accuracy.AP
     assert record.models[1].accuracy == []
 
@@ -277,6 +332,13 @@ def test_the_gpu_that_cuda_sees_is_asked(smi, monkeypatch):
     assert gpu_query(1, ("name",))["name"] == "1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,GPU-a")
     assert [gpu_query(number, ("name",))["name"] for number in (0, 1)] == ["3", "GPU-a"]
+
+
+@pytest.mark.parametrize(("answer", "memory"), [("512 MiB", 512.0), ("[N/A]", None), ("[Not Supported]", None)])
+def test_memory_in_use_is_none_where_the_driver_does_not_tell(smi, answer, memory):
+    smi(answer)
+    assert device_memory_mb("cuda:0") == memory
+    assert device_memory_mb("cpu") is None
 
 
 def test_a_gpu_that_does_not_answer_is_refused(smi):

@@ -49,6 +49,6 @@ def describe(path: Path) -> dict[str, Any]:
         "output": {"name": output.name, "kind": metadata.get("output")},
         "imgsz": list(detector.imgsz),
         "dynamic": not all(isinstance(side, int) for side in sides),
-        "stride": int(metadata.get("stride", 32)),
+        "stride": detector.stride,
         "names": {str(class_id): name for class_id, name in detector.names.items()},
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from yolo_lat import __version__
 from yolo_lat.demo.web.models import describe
 from yolo_lat.errors import UserError
+from yolo_lat.unfinished import unfinished_folder
 
 STATIC = Path(__file__).with_name("static")
 VENDOR = STATIC / "vendor"
@@ -104,15 +104,15 @@ def write_site(site: dict[str, Asset], folder: str | Path) -> Path:
     folder = Path(folder)
     if folder.exists():
         raise UserError(f"output={folder} exists already; name a new folder or remove that one")
-    partial = folder.with_name(folder.name + ".partial")
     try:
-        for name, asset in site.items():
-            file = partial / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_bytes(asset.read())
-        partial.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished_folder(folder) as unfinished:
+            for name, asset in site.items():
+                file = unfinished / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(asset.read())
+            unfinished.rename(folder)
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"output={folder} cannot be written ({error.strerror}); choose another folder") from error
     return folder
 

@@ -7,17 +7,18 @@ import copy
 import hashlib
 import json
 import logging
+import math
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import yolo_lat
 from yolo_lat.deploy.benchmark.plan import Cell, Entry
 from yolo_lat.deploy.benchmark.settings import Variant
+from yolo_lat.errors import UserError
 from yolo_lat.unfinished import write_whole
 
 
@@ -119,18 +120,28 @@ def describe_onnx(path: Path, metadata: Mapping[str, str], imgsz: int) -> ModelF
         path: the file.
         metadata: that of its session.
         imgsz: side in pixels that it is measured at; GFLOPs are known for the size of the export alone.
+
+    Raises:
+        UserError: metadata that are no numbers.
     """
     if "parameters" in metadata and "gflops" in metadata:
-        exported = ast.literal_eval(metadata["imgsz"])
-        gflops = float(metadata["gflops"]) if exported == [imgsz, imgsz] else None
-        return ModelFile(str(path), sha256(path), int(metadata["parameters"]), gflops)
+        try:
+            exported = ast.literal_eval(metadata.get("imgsz", "None"))
+            parameters, gflops = int(metadata["parameters"]), float(metadata["gflops"])
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+            raise UserError(
+                f"{path}: parameters, gflops or imgsz in its metadata cannot be read; export the model again"
+            ) from error
+        if parameters < 0 or not 0 <= gflops < math.inf:
+            raise UserError(f"{path}: parameters or gflops in its metadata are impossible; export the model again")
+        return ModelFile(str(path), sha256(path), parameters, gflops if exported == [imgsz, imgsz] else None)
     try:
         import onnx
     except ImportError:
         return ModelFile(str(path), sha256(path))
     floats = {onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16}
     weights = onnx.load(path).graph.initializer
-    parameters = sum(prod(weight.dims) for weight in weights if weight.data_type in floats)
+    parameters = sum(math.prod(weight.dims) for weight in weights if weight.data_type in floats)
     return ModelFile(str(path), sha256(path), parameters)
 
 

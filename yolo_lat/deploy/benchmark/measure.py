@@ -43,7 +43,7 @@ class Search:
         open_contender: opens the model with a setting, in a variant.
         warmup: runs before the timed ones.
         runs: timed runs of each trial.
-        memory_mb: tells how much of the device's memory is in use; None where that cannot be told.
+        memory_mb: tells how much of the device's memory is in use, None where that cannot be told.
 
     Attributes:
         trials: what was tried, in order.
@@ -56,7 +56,7 @@ class Search:
         open_contender: Callable[[Setting, Variant], Contender],
         warmup: int,
         runs: int,
-        memory_mb: Callable[[], float] | None = None,
+        memory_mb: Callable[[], float | None] = lambda: None,
     ) -> None:
         self._open, self._warmup, self._runs, self._memory_mb = open_contender, warmup, runs, memory_mb
         self.trials: list[Trial] = []
@@ -66,18 +66,19 @@ class Search:
 
     def attempt(self, setting: Setting, variant: Variant) -> None:
         """Try one setting and keep its contender if none was faster."""
-        before = self._memory_mb() if self._memory_mb else 0.0
-        start = time.perf_counter()
         try:
+            before = self._memory_mb()
+            start = time.perf_counter()
             contender = self._open(setting, variant)
             timed(contender, [0])
             setup = time.perf_counter() - start
             timed(contender, range(self._warmup))
             found = median(timed(contender, range(self._runs)))
+            after = self._memory_mb()
         except FAILURES as error:
             self.trials.append(Trial(setting.name, variant.name, error=first_sentence(error)))
             return
-        grown = round(self._memory_mb() - before, 1) if self._memory_mb else None
+        grown = None if before is None or after is None else round(after - before, 1)
         self.trials.append(Trial(setting.name, variant.name, round(found, 5), round(setup, 3), grown))
         if found < self._least:
             self._least, self.best, self.choice = found, contender, (setting, variant)

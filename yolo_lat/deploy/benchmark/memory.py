@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,10 +22,13 @@ METHOD = {
 }
 
 
-def device_memory_mb(device: str) -> float:
-    """Return how many MiB of a CUDA device are in use, by every process."""
-    number = parse_device(device) or 0
-    return float(gpu_query(number, ("memory.used",))["memory.used"].removesuffix("MiB"))
+def device_memory_mb(device: str) -> float | None:
+    """Return how many MiB of a device all processes use; None for the CPU, and where the driver does not tell."""
+    number = parse_device(device)
+    if number is None:
+        return None
+    found = re.fullmatch(r"([\d.]+) *MiB", gpu_query(number, ("memory.used",))["memory.used"])
+    return float(found[1]) if found else None
 
 
 def host_memory_mb(path: str, threads: int, shape: tuple[int, ...]) -> float | None:

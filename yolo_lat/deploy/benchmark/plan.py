@@ -12,13 +12,14 @@ from typing import Any
 import yaml
 
 from yolo_lat.deploy.benchmark.settings import Setting, find_settings
-from yolo_lat.deploy.session import parse_device
+from yolo_lat.deploy.session import device_name, parse_device
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.pretrained import find_pretrained, pretrained_names
 from yolo_lat.resources import resource
 
 BOUNDARIES = ("forward", "pipeline")
 PRECISIONS = ("fp32", "fp16")
+_LARGEST = 100_000  # side or batch; the bytes of both together can still be counted
 PROTOCOL_ROUNDS, PROTOCOL_RUNS = 5, 50
 BASELINES = tuple(f"yolo{version}{scale}" for version in ("v8", "11", "12", "26") for scale in "nsmlx")
 _WEIGHTS = (".pt", ".safetensors")
@@ -43,8 +44,14 @@ class Entry:
 
     @property
     def is_trained(self) -> bool:
-        """Whether the weights are more than an initialisation."""
-        return Path(self.source).suffix.lower() in (*_WEIGHTS, ".onnx")
+        """Whether the weights are more than an initialisation, or may be, as in an .onnx file."""
+        return self.is_onnx or Path(self.source).suffix.lower() in _WEIGHTS
+
+    def weights(self, seed: int) -> str:
+        """Return what is known of the weights; random ones are made from `seed`."""
+        if self.is_onnx:
+            return "unknown"
+        return "trained" if self.is_trained else f"random, seed {seed}"
 
 
 @dataclass(frozen=True)
@@ -180,10 +187,8 @@ def available_cores() -> int:
 
 
 def _device(device: Any) -> str:
-    text = str(device).strip().lower()
-    text = f"cuda:{text}" if text.isdigit() else text
     try:
-        number = parse_device(text)
+        number = parse_device(device_name(str(device).strip().lower()))
     except UserError:
         raise UserError(f"device={device} is unknown; give cpu, or the number of one CUDA device such as 0") from None
     return "cpu" if number is None else f"cuda:{number}"
@@ -246,6 +251,7 @@ def _numbers(key: str, value: Any) -> tuple[int, ...]:
 
 def _number(key: str, value: Any, least: int = 1) -> int:
     text = str(value).strip()
-    if not text.isdecimal() or int(text) < least:
-        raise UserError(f"{key}={value} is not a whole number from {least}; give one")
+    most = _LARGEST if key in ("imgsz", "batch") else 2**31 - 1
+    if not text.isdecimal() or len(text) > 10 or not least <= int(text) <= most:
+        raise UserError(f"{key}={value} is not a whole number from {least} to {most}; give one")
     return int(text)

@@ -26,6 +26,7 @@ from yolo_lat.deploy.session import SessionSettings, open_session
 from yolo_lat.errors import UserError
 
 AS_GIVEN = Variant("as given")
+_PRECISIONS = {"tensor(float)": "fp32", "tensor(float16)": "fp16"}  # by the input; bytes do not tell
 Key = tuple[str, int, int, str]  # model, side, batch, precision
 
 
@@ -56,7 +57,7 @@ def prepare(plan: Plan, pool: Executor | None, progress: Progress) -> Files:
         progress: shows a bar.
 
     Raises:
-        UserError: an .onnx file that does not fit a size or batch, or a single model that cannot be exported.
+        UserError: an .onnx file of another size, batch or precision, or a single model that cannot be exported.
     """
     files = Files()
     jobs: list[tuple[Key, Variant, Callable[[], ModelFile | None]]] = []
@@ -105,7 +106,15 @@ def _given(path: Path, cell: Cell) -> ModelFile:
     """Describe a file given as .onnx, and refuse one that does not fit a cell."""
     session = open_session(path, "cpu", SessionSettings(threads=1))
     input_shape(session, cell, path)
-    return describe_onnx(path, session.get_modelmeta().custom_metadata_map, cell.imgsz)
+    metadata = session.get_modelmeta().custom_metadata_map
+    kind = session.get_inputs()[0].type
+    for precision in (metadata.get("precision"), _PRECISIONS.get(kind)):
+        if precision not in (None, cell.precision):
+            raise UserError(
+                f"{path} is {precision[:40]}, not {cell.precision}; give a file of that precision, or its own as "
+                "precision="
+            )
+    return describe_onnx(path, metadata, cell.imgsz)
 
 
 @contextmanager

@@ -86,7 +86,14 @@ class Result:
 
 @dataclass
 class Accuracy:
-    """COCO's AP and AP50 of an ONNX file from pycocotools, or why there are none."""
+    """COCO's AP and AP50 of an ONNX file from pycocotools, or why there are none.
+
+    Attributes:
+        imgsz, precision: of the file.
+        AP, AP50: from 0 to 1.
+        note: the images, and the form of the file, which may be another than the one that `pipeline` chose; or why
+            there is no AP.
+    """
 
     imgsz: int
     precision: str
@@ -101,8 +108,8 @@ class Model:
 
     Attributes:
         name, source: as asked for.
-        weights: "random, seed 0" or "trained".
-        parameters: learned values after fusing; None where the file does not say.
+        weights: "random, seed 0", "trained", or "unknown", since no .onnx file tells.
+        parameters: learned values after fusing, of the form that `forward` measures; None where the file does not say.
         gflops: by side in pixels, for one image; a multiplication and an addition count as two.
         accuracy: one for each size and precision.
     """

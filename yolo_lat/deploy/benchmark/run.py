@@ -22,7 +22,7 @@ from yolo_lat.deploy.benchmark.images import Pictures, load_pictures
 from yolo_lat.deploy.benchmark.measure import FAILURES, Search, first_sentence, interleave, ratio
 from yolo_lat.deploy.benchmark.memory import METHOD, device_memory_mb, host_memory_mb
 from yolo_lat.deploy.benchmark.plan import Cell, Entry, Plan
-from yolo_lat.deploy.benchmark.prepare import Files, Key, exporters, key_of, prepare, progress_bar
+from yolo_lat.deploy.benchmark.prepare import AS_GIVEN, Files, Key, exporters, key_of, prepare, progress_bar
 from yolo_lat.deploy.benchmark.record import Accuracy, Measured, Model, Record, Result
 from yolo_lat.deploy.benchmark.settings import VARIANTS, Setting, Variant
 from yolo_lat.deploy.session import open_session
@@ -86,7 +86,7 @@ class Benchmark:
         """Note what is known of the models."""
         for entry in self.plan.entries:
             own = {key: forms[0][1] for key, forms in files.found.items() if key[0] == entry.name}
-            weights = "trained" if entry.is_trained else f"random, seed {self.plan.seed}"
+            weights = entry.weights(self.plan.seed)
             gflops = {str(key[1]): file.gflops for key, file in own.items() if file.gflops is not None}
             parameters = next((file.parameters for file in own.values()), None)
             self.record.models.append(Model(entry.name, entry.source, weights, parameters, gflops))
@@ -108,9 +108,9 @@ class Benchmark:
 
     def _evaluate(self, pool: Executor, entry: Entry, cell: Cell, files: Files) -> Accuracy:
         plan = self.plan
-        forms = files.found.get(key_of(entry.name, cell), [])
+        usual = AS_GIVEN if entry.is_onnx else VARIANTS[0]
+        variant, file = files.found.get(key_of(entry.name, cell), [(usual, None)])[0]
         try:
-            file = forms[0][1] if forms else None
             if file is None and not entry.is_onnx:
                 task = pool.submit(make_file, entry, cell, VARIANTS[0], plan.device, plan.seed, plan.folder)
                 file = task.result()
@@ -118,7 +118,8 @@ class Benchmark:
             numbers = pool.submit(measure_accuracy, path, str(plan.data), cell.imgsz, plan.device).result()
         except Exception as error:  # speed is measured all the same, with the reason in place of an accuracy
             return Accuracy(cell.imgsz, cell.precision, None, None, f"not measured: {first_sentence(error)}")
-        return Accuracy(cell.imgsz, cell.precision, numbers["AP"], numbers["AP50"], f"{plan.data} val")
+        note = f"{plan.data} val, {variant.name}"
+        return Accuracy(cell.imgsz, cell.precision, numbers["AP"], numbers["AP50"], note)
 
     def _measure(self, cell: Cell, files: Files, advance: Callable[[], None]) -> list[Result]:
         """Choose settings, measure interleaved rounds, and close every session of a cell."""
@@ -155,8 +156,7 @@ class Benchmark:
             path = Path(paths[variant.name].path)
             return CONTENDERS[cell.boundary](path, plan.device, setting, plan.threads, cell, self.pictures)
 
-        memory = None if plan.device == "cpu" else partial(device_memory_mb, plan.device)
-        search = Search(open_contender, plan.warmup, plan.trial, memory)
+        search = Search(open_contender, plan.warmup, plan.trial, partial(device_memory_mb, plan.device))
         first = forms[0][0]
         if known := self._chosen.get(key_of(result.model, cell)):
             search.attempt(known, first)

@@ -11,7 +11,9 @@ from rich.table import Table
 
 from yolo_lat.deploy.benchmark.plan import Cell
 from yolo_lat.deploy.benchmark.record import Measured, Model, Record, Result
+from yolo_lat.deploy.benchmark.settings import VARIANTS
 
+_WITHOUT_NMS = {variant.name for variant in VARIANTS if variant.head}
 SIZE_COLUMNS = ("parameters", "GFLOPs", "AP")
 
 
@@ -107,6 +109,8 @@ def trial_lines(record: Record) -> list[str]:
             for trial in result.trials
         )
         lines.append(f"{cell}: {result.model} chose {result.setting}/{result.variant} out of {tried}")
+    if any(result.variant in _WITHOUT_NMS for _, result in record.results()):
+        lines.append("parameters, GFLOPs and AP are those of raw output, also of models that chose an NMS-free form")
     if any(result.detections == 0 for _, result in record.results()):
         lines.append("a pipeline without detections, as random weights have, suppresses nothing: its last step is free")
     return lines
