@@ -197,9 +197,8 @@ def test_a_size_that_is_no_number_is_refused(models, changes):
     [
         ({"dtype": np.float16}, {}, "fp16"),
         ({"dtype": np.float16, "takes_bytes": True}, {"precision": "fp16"}, "fp16"),
-        ({}, {"precision": "int8"}, "int8"),
     ],
-    ids=["input", "metadata", "int8"],
+    ids=["input", "metadata"],
 )
 def test_a_file_of_another_precision_is_not_set_beside_the_others(cli, tmp_path, pictures, options, metadata, found):
     path = colour_detector(tmp_path / "m.onnx", **options)
@@ -210,6 +209,15 @@ def test_a_file_of_another_precision_is_not_set_beside_the_others(cli, tmp_path,
     refused = cli("benchmark", f"models={path}", f"source={pictures}", "imgsz=64", "rounds=1", "runs=1")
     assert refused.status == 2
     assert f"m.onnx is {found}, not fp32; give a file of that precision, or its own" in refused.err
+
+
+def test_int8_is_measured_where_its_floats_belong(cli, tmp_path, pictures):
+    path = colour_detector(tmp_path / "m.onnx")
+    model = onnx.load(path)
+    model.metadata_props.add(key="precision", value="int8")
+    onnx.save(model, path)
+    words = ("benchmark", f"models={path}", f"source={pictures}", "imgsz=64", "rounds=1", "runs=1", "boundary=forward")
+    assert cli(*words).status == 0
 
 
 def test_a_named_model_is_exported_counted_and_measured(cli):

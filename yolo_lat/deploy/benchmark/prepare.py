@@ -107,8 +107,8 @@ def _given(path: Path, cell: Cell) -> ModelFile:
     session = open_session(path, "cpu", SessionSettings(threads=1))
     input_shape(session, cell, path)
     metadata = session.get_modelmeta().custom_metadata_map
-    kind = session.get_inputs()[0].type
-    for precision in (metadata.get("precision"), _PRECISIONS.get(kind)):
+    kind, told = session.get_inputs()[0].type, metadata.get("precision")
+    for precision in ("fp32" if told == "int8" else told, _PRECISIONS.get(kind)):  # what INT8 leaves is float32
         if precision not in (None, cell.precision):
             raise UserError(
                 f"{path} is {precision[:40]}, not {cell.precision}; give a file of that precision, or its own as "
