@@ -26,6 +26,12 @@ REFUSED = {
     "info table": ("imgsz=None",),
     "quickstart": ("seed=99999999999",),
 }
+BELOW_A_FILE = (
+    "compare one two json=plain/x.json",
+    "compare one two figure=plain/x.png",
+    "data convert DATA format=coco directory=plain/x",
+    "data split DATA directory=plain/x",
+)
 
 
 @pytest.fixture
@@ -51,3 +57,12 @@ def refused(run, command):
 def test_a_value_that_a_key_does_not_take_is_named(refused, tmp_path, words, given):
     assert refused(f"{words} {given}").startswith(given.partition("=")[0] + "=")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("below", ["plain/", "plain/and/deeper/"])
+@pytest.mark.parametrize("words", BELOW_A_FILE)
+def test_a_place_below_a_file_is_refused(refused, tmp_path, words, below):
+    (tmp_path / "plain").write_text("mine")
+    assert "plain" in refused(words.replace("plain/", below))
+    assert (tmp_path / "plain").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"]
