@@ -351,6 +351,14 @@ def test_val_of_predictions_writes_a_run_folder_where_asked(cli, engine, tmp_pat
     assert engine.calls[-1][1]["folder"] == Path("p/val")
 
 
+@pytest.mark.parametrize("asked", ["model=a.pt", "predictions=r.json"])
+@pytest.mark.parametrize(("place", "told"), [("plain/x.json", "plain: File exists; "), (".", "json=.: is a folder; ")])
+def test_val_refuses_a_place_that_takes_no_file_before_it_begins(refused, engine, tmp_path, asked, place, told):
+    (tmp_path / "plain").touch()
+    assert refused(f"val {asked} data=coco json={place}").startswith(told)
+    assert not engine.calls
+
+
 def test_val_writes_nothing_unless_asked(cli, engine, tmp_path):
     assert cli("val predictions=r.json data=my.yaml").status == 0
     assert not list(tmp_path.iterdir())

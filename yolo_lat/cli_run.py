@@ -112,6 +112,10 @@ def _train(options: dict[str, Any]) -> None:
 
 def _val(options: dict[str, Any]) -> None:
     file, predictions = options.pop("json", None), options.pop("predictions", None)
+    if file is not None:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        if Path(file).is_dir():
+            raise UserError(f"json={file}: is a folder; give a file in it")
     if predictions is None:
         require("val", options, "model", "data")
         metrics = _load_model("val", options).val(**options)
@@ -120,7 +124,6 @@ def _val(options: dict[str, Any]) -> None:
         coco = _score(predictions, options)
         print("\n".join(f"{name:<8}{value:.4f}" for name, value in coco.items()))
     if file is not None:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(file), json.dumps(coco, indent=2) + "\n")
 
 
