@@ -351,6 +351,21 @@ def test_val_of_predictions_writes_a_run_folder_where_asked(cli, engine, tmp_pat
     assert engine.calls[-1][1]["folder"] == Path("p/val")
 
 
+def test_val_of_predictions_takes_its_folder_before_another_can(cli, engine):
+    for _ in range(2):  # the stand-in writes nothing, like one that still evaluates
+        cli("val predictions=r.json data=my.yaml name=other")
+    folders = [options["folder"] for _, options in engine.calls]
+    assert folders == [Path("runs/detect/other"), Path("runs/detect/other-2")]
+
+
+@pytest.mark.parametrize("exist_ok", [False, True])
+def test_val_of_predictions_that_are_refused_leaves_no_new_folder(refused, engine, tmp_path, exist_ok):
+    (tmp_path / "p/val").mkdir(parents=True)
+    engine.fails = UserError("r.json: no results")
+    assert refused(f"val predictions=r.json data=my.yaml project=p exist_ok={exist_ok}") == "r.json: no results"
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["val"]
+
+
 @pytest.mark.parametrize("asked", ["model=a.pt", "predictions=r.json"])
 @pytest.mark.parametrize(("place", "told"), [("plain/x.json", "plain: File exists; "), (".", "json=.: is a folder; ")])
 def test_val_refuses_a_place_that_takes_no_file_before_it_begins(refused, engine, tmp_path, asked, place, told):
