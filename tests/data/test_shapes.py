@@ -319,6 +319,7 @@ class TestReplacement:
         assert not (tmp_path / "s").exists()
         generate(tmp_path / "s", TINY, progress=False)
         assert len(load(tmp_path / "s", "train")["images"]) == 4
+        assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
     def test_two_processes_at_once_both_end_well(self, tmp_path: Path):
         program = (
