@@ -195,6 +195,12 @@ def test_help_explains_each_key_once_with_its_default(cli, monkeypatch, mode):
         assert set(names) >= {key.name for key in engine_sections()[title]} - set(HIDDEN_KEYS)
 
 
+def test_help_tells_what_true_means_for_amp_here(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    row = next(line for line in cli("train --help").out.splitlines() if line.split()[:2] == ["amp", "True"])
+    assert "True (bfloat16 on GPUs that have it, otherwise float16)" in row
+
+
 def test_help_columns_are_aligned_and_wrap_to_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "90")
     narrow = mode_help(MODES["train"])

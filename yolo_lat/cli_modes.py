@@ -29,6 +29,8 @@ HIDDEN_KEYS = (
     *("overlap_mask", "mask_ratio", "retina_masks", "copy_paste", "copy_paste_mode", "pose", "kobj", "rle", "angle"),
     *("dlog", "dgrad", "dlam", "dropout", "auto_augment", "erasing", "embed"),
 )
+# What Ultralytics says of its keys that is not so here.
+_OUR_TEXTS = {"amp": "precision: True (bfloat16 on GPUs that have it, otherwise float16), 'fp16', 'bf16' or False"}
 _HEADING = re.compile(r"# (.+?) -{3,}$")
 _SETTING = re.compile(r"(\w+):\s*(.*?)\s*#\s*(?:\([^)]*\)\s*)?(.+)$")
 
@@ -598,5 +600,6 @@ def engine_sections() -> dict[str, list[Key]]:
             title = heading[1]
         elif setting := _SETTING.match(line):
             name, default, text = setting.groups()
-            sections.setdefault(title, []).append(Key(name, default, text, ENGINE_KINDS.get(name)))
+            key = Key(name, default, _OUR_TEXTS.get(name, text), ENGINE_KINDS.get(name))
+            sections.setdefault(title, []).append(key)
     return sections
