@@ -16,11 +16,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest
 import yaml
+from hypothesis import settings
 from small_training import EPOCHS, SIZE, TRAIN
 
 import yolo_lat  # noqa: F401 - before Ultralytics, which reads its settings' place once
 from yolo_lat.cli import main
 from yolo_lat.data.shapes import CLASSES, ShapesConfig, generate
+
+settings.register_profile("patient", settings(), deadline=None)  # a busy machine is no fault of an example
+settings.load_profile("patient")
 
 
 @dataclass(frozen=True)

@@ -195,6 +195,12 @@ def test_help_explains_each_key_once_with_its_default(cli, monkeypatch, mode):
         assert set(names) >= {key.name for key in engine_sections()[title]} - set(HIDDEN_KEYS)
 
 
+def test_help_tells_what_true_means_for_amp_here(cli, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    row = next(line for line in cli("train --help").out.splitlines() if line.split()[:2] == ["amp", "True"])
+    assert "True (bfloat16 on GPUs that have it, otherwise float16)" in row
+
+
 def test_help_columns_are_aligned_and_wrap_to_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "90")
     narrow = mode_help(MODES["train"])
@@ -349,6 +355,29 @@ def test_val_of_predictions_writes_a_run_folder_where_asked(cli, engine, tmp_pat
     assert engine.calls[-1][1]["folder"] == Path("p/val-2")
     assert cli("val predictions=r.json data=my.yaml project=p exist_ok").status == 0
     assert engine.calls[-1][1]["folder"] == Path("p/val")
+
+
+def test_val_of_predictions_takes_its_folder_before_another_can(cli, engine):
+    for _ in range(2):  # the stand-in writes nothing, like one that still evaluates
+        cli("val predictions=r.json data=my.yaml name=other")
+    folders = [options["folder"] for _, options in engine.calls]
+    assert folders == [Path("runs/detect/other"), Path("runs/detect/other-2")]
+
+
+@pytest.mark.parametrize("exist_ok", [False, True])
+def test_val_of_predictions_that_are_refused_leaves_no_new_folder(refused, engine, tmp_path, exist_ok):
+    (tmp_path / "p/val").mkdir(parents=True)
+    engine.fails = UserError("r.json: no results")
+    assert refused(f"val predictions=r.json data=my.yaml project=p exist_ok={exist_ok}") == "r.json: no results"
+    assert [path.name for path in (tmp_path / "p").iterdir()] == ["val"]
+
+
+@pytest.mark.parametrize("asked", ["model=a.pt", "predictions=r.json"])
+@pytest.mark.parametrize(("place", "told"), [("plain/x.json", "plain: File exists; "), (".", "json=.: is a folder; ")])
+def test_val_refuses_a_place_that_takes_no_file_before_it_begins(refused, engine, tmp_path, asked, place, told):
+    (tmp_path / "plain").touch()
+    assert refused(f"val {asked} data=coco json={place}").startswith(told)
+    assert not engine.calls
 
 
 def test_val_writes_nothing_unless_asked(cli, engine, tmp_path):

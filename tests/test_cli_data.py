@@ -74,6 +74,12 @@ def test_show_and_preview_draw_pictures(command, shapes, tmp_path):
     assert (pictures[1] != pictures[2]).mean() > 0.1  # the key of the command line wins over the recipe's
 
 
+def test_preview_takes_a_recipe_with_what_only_training_has(command, shapes, tmp_path):
+    (tmp_path / "recipe.yaml").write_text("cache: device\ncutout: 0.5\nval_period: 5\nimgsz: 96\n")
+    done = command("data", "preview", shapes, "cfg=recipe.yaml", "samples=2")
+    assert (done.status, done.out) == (0, "preview.jpg\n"), done.err
+
+
 def test_preview_refuses_what_training_would_refuse(command, shapes):
     assert "fliplr" in command("data", "preview", shapes, "fliplr=7").err
     assert "no such recipe" in command("data", "preview", shapes, "cfg=nope").err

@@ -6,7 +6,7 @@ import ast
 import inspect
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from yolo_lat.cli_modes import BARE_KEYS, DEPRECATED_KEYS, HIDDEN_KEYS, MODES, engine_sections
@@ -47,7 +47,6 @@ def test_written_values_read_back(value):
     assert repr(parse_value(repr(value))) == repr(value)
 
 
-@settings(deadline=None)  # the first import of Ultralytics takes seconds
 @given(
     st.text(alphabet=st.characters(codec="utf-8"), max_size=12)
     | st.text("0123456789.,eE+-_[]() '\"TrueNon", max_size=8)

@@ -37,6 +37,8 @@ _REMEDIES = {
     errno.EACCES: "choose another folder or file, or change its permissions",
     errno.EPERM: "choose another folder or file, or change its permissions",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EEXIST: "choose another folder or file",
+    errno.ENOTDIR: "choose another folder or file",
     errno.EFBIG: "choose another disk, which takes files of that size",
     errno.EMFILE: "allow more open files (ulimit -n)",
     errno.ELOOP: "correct the links",

@@ -8,6 +8,7 @@ from typing import Any
 
 from yolo_lat.cli_modes import MODES
 from yolo_lat.cli_run import check_values, fetch, recipe_of, require, value_of
+from yolo_lat.engine.train_options import OWN_OPTIONS
 from yolo_lat.errors import UserError
 
 
@@ -59,7 +60,7 @@ def _show(options: dict[str, Any]) -> None:
 
 def _preview(options: dict[str, Any]) -> None:
     require("data preview", options, "data")
-    recipe = recipe_of(options)
+    recipe = {key: value for key, value in recipe_of(options).items() if key not in OWN_OPTIONS}  # training's alone
     ours = {key.name for key in MODES["data preview"].keys} - {"cfg", "augmentations"}
     given = {key: value for key, value in options.items() if key not in ours and key != "cfg"}
     check_values({key: value for key, value in given.items() if key != "augmentations"})

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from yolo_lat.cli_kinds import COUNT, ENGINE_KINDS, NUMBER, PATH, RESUME, SEED, SIZE, SOURCE, WHOLE, Kind, one_of
 from yolo_lat.engine.train_options import OWN_OPTIONS
 from yolo_lat.errors import UserError, nearest
 
@@ -27,22 +29,38 @@ HIDDEN_KEYS = (
     *("overlap_mask", "mask_ratio", "retina_masks", "copy_paste", "copy_paste_mode", "pose", "kobj", "rle", "angle"),
     *("dlog", "dgrad", "dlam", "dropout", "auto_augment", "erasing", "embed"),
 )
+# What Ultralytics says of its keys that is not so here.
+_OUR_TEXTS = {"amp": "precision: True (bfloat16 on GPUs that have it, otherwise float16), 'fp16', 'bf16' or False"}
 _HEADING = re.compile(r"# (.+?) -{3,}$")
 _SETTING = re.compile(r"(\w+):\s*(.*?)\s*#\s*(?:\([^)]*\)\s*)?(.+)$")
 
 
 @dataclass(frozen=True)
 class Key:
-    """One `key=value` of the command line; `default` is as the user would write it, empty when there is none."""
+    """One `key=value` of the command line.
+
+    Attributes:
+        name: the word before the equals sign.
+        default: as the user would write it, empty when there is none.
+        text: what it does, in a line.
+        kind: the values that it takes, besides None where it has no default; unless given, what takes them checks them.
+    """
 
     name: str
     default: str
     text: str
+    kind: Kind | None = None
 
     @property
     def stands_alone(self) -> bool:
         """Whether the bare word `name` means `name=True`."""
         return self.default in {"True", "False"} or self.name in BARE_KEYS
+
+    def check(self, value: Any) -> None:
+        """Raise UserError for a value that the key does not take."""
+        absent = value is None and not self.default
+        if self.kind is not None and not absent and not self.kind.holds(value):
+            raise UserError(f"{self.name}={value}: must be {self.kind.text}")
 
 
 @dataclass(frozen=True)
@@ -113,8 +131,8 @@ _MODEL_OR_BEST = Key("model", "", f"{_MODEL_IS}; the best weights that ship unle
 _DATA = Key("data", "", "data set name such as coco, or a data .yaml file")
 _SCALE = Key("scale", "", "which scale of a model .yaml to build: p, n, s, m, l or x")
 _TRUST = Key("trust", "False", "open a .pt whatever it holds, which may run code; for files that you made yourself")
-_SOURCE = Key("source", "", "image, video, folder, URL or stream; 0 is the first webcam")
-_BATCH = Key("batch", "1", "images per batch")
+_SOURCE = Key("source", "", "image, video, folder, URL or stream; 0 is the first webcam", SOURCE)
+_BATCH = Key("batch", "1", "images per batch", COUNT)
 _HALF = Key("half", "False", "compute in 16-bit floating point, short for quantize=16")
 _WHERE = ("device", "project", "name", "exist_ok")
 _DOWNLOAD = Key("download", "False", "fetch the data set first where it is missing and its YAML says from where")
@@ -124,7 +142,8 @@ _DIRECTORY = Key("directory", "", "new folder for the data set and its data.yaml
 _IMAGES = Key("images", "copy", "copy the image files, or link to them")
 _CROWD = Key("crowd", "", "drop leaves crowds out, keep makes them ordinary boxes; YOLO, which has none, needs one")
 _OUTSIDE = Key("outside", "", "clip cuts boxes at the edge of the image")
-_SHEET = (Key("samples", "24", "number of images"), Key("seed", "0", "which images are drawn"))
+_SHEET = (Key("samples", "24", "number of images", WHOLE), Key("seed", "0", "which images are drawn"))
+_SPLIT = Key("split", "train", "train, val or test", one_of("train", "val", "test"))
 _DETECT = ("imgsz", "save", "iou", "max_det", "quantize", "nms", *_WHERE)
 
 MODES = {
@@ -153,6 +172,7 @@ MODES = {
                     "cfg",
                     "",
                     "recipe: a .yaml of these keys, or coco-p, -n, -s, -m, -l, -x, small, finetune, inspection",
+                    PATH,
                 ),
                 Key(
                     "cache",
@@ -163,7 +183,7 @@ MODES = {
                 *(Key(name, str(option.default), option.text) for name, option in OWN_OPTIONS.items()),
                 _AUGMENTATIONS,
                 _DOWNLOAD,
-                Key("resume", "False", "path of the last.pt to continue from, or True to continue from model="),
+                Key("resume", "False", "path of the last.pt to continue from, or True to continue from model=", RESUME),
             ),
             sections=("Train settings", "Hyperparameters", "Val/Test settings"),
         ),
@@ -184,10 +204,11 @@ MODES = {
                 Key("predictions", "", "COCO results JSON to score in place of a model"),
                 Key("json", "", "file to write the twelve COCO numbers to, by name"),
                 _DOWNLOAD,
+                Key("batch", "16", "images per batch", COUNT),
                 Key("rect", "True", "pad each batch to its own rectangle rather than to a square"),
                 _HALF,
             ),
-            general=("imgsz", "batch", "workers", "augment", "agnostic_nms", "classes", "single_cls", *_WHERE),
+            general=("imgsz", "workers", "augment", "agnostic_nms", "classes", "single_cls", *_WHERE),
             sections=("Val/Test settings",),
         ),
         Mode(
@@ -293,7 +314,7 @@ MODES = {
                 _MODEL,
                 _SCALE,
                 _TRUST,
-                Key("imgsz", "640", "image size in pixels that GFLOPs are counted at"),
+                Key("imgsz", "640", "image size in pixels that GFLOPs are counted at", SIZE),
                 Key("detailed", "False", "list every layer"),
                 Key("table", "False", "compare every model of ours with YOLOv8, 11, 12 and 26, n and s"),
                 Key("weights", "False", "list the trained weights that ship: their data, classes and AP"),
@@ -306,7 +327,7 @@ MODES = {
             keys=(
                 Key("directory", "runs/quickstart", "folder for the results; the data set goes to ./datasets/shapes"),
                 Key("epochs", "12", "number of epochs to train for"),
-                Key("seed", "0", "random seed of training"),
+                Key("seed", "0", "random seed of training", SEED),
             ),
         ),
         Mode(
@@ -510,9 +531,9 @@ MODES = {
             keys=(
                 _DATA_WORD,
                 _DIRECTORY,
-                Key("train", "0.8", "share of the images for training"),
-                Key("val", "0.1", "share for validation"),
-                Key("test", "0.1", "share for testing"),
+                Key("train", "0.8", "share of the images for training", NUMBER),
+                Key("val", "0.1", "share for validation", NUMBER),
+                Key("test", "0.1", "share for testing", NUMBER),
                 Key("seed", "0", "random seed"),
                 Key("stratify", "True", "give each split its share of every class"),
                 Key("group", "", "folder keeps the images of a folder together, in one split"),
@@ -529,9 +550,9 @@ MODES = {
             examples=("yolo-lat data show my-data.yaml", "yolo-lat data show voc split=val samples=40 file=voc.png"),
             keys=(
                 _DATA_WORD,
-                Key("split", "train", "train, val or test"),
+                _SPLIT,
                 *_SHEET,
-                Key("file", "sheet.jpg", "picture to write"),
+                Key("file", "sheet.jpg", "picture to write", PATH),
                 _DOWNLOAD,
             ),
             words="data",
@@ -545,13 +566,13 @@ MODES = {
             ),
             keys=(
                 _DATA_WORD,
-                Key("cfg", "", "training recipe, as for train"),
+                Key("cfg", "", "training recipe, as for train", PATH),
                 _AUGMENTATIONS,
-                Key("split", "train", "train, val or test"),
+                _SPLIT,
                 Key("imgsz", "640", "image size in pixels"),
-                Key("samples", "16", "number of samples"),
-                Key("seed", "0", "random seed"),
-                Key("file", "preview.jpg", "picture to write"),
+                Key("samples", "16", "number of samples", WHOLE),
+                Key("seed", "0", "random seed", WHOLE),
+                Key("file", "preview.jpg", "picture to write", PATH),
             ),
             sections=("Hyperparameters",),
             words="data",
@@ -578,5 +599,7 @@ def engine_sections() -> dict[str, list[Key]]:
         if heading := _HEADING.match(line):
             title = heading[1]
         elif setting := _SETTING.match(line):
-            sections.setdefault(title, []).append(Key(*setting.groups()))
+            name, default, text = setting.groups()
+            key = Key(name, default, _OUR_TEXTS.get(name, text), ENGINE_KINDS.get(name))
+            sections.setdefault(title, []).append(key)
     return sections

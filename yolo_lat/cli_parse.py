@@ -24,7 +24,7 @@ def parse(mode: Mode, words: Iterable[str]) -> dict[str, Any]:
     """Return the `key=value` words as a dict with converted values; words without a key are those of `mode.words`.
 
     Raises:
-        UserError: A word is not `key=value`, or its key is unknown to `mode`, repeated or without a value.
+        UserError: A word is not `key=value`, or its key is unknown to `mode`, repeated, or lacks a value that it takes.
     """
     options: dict[str, Any] = {}
     accepted = mode.accepted()
@@ -94,7 +94,9 @@ def _parse_word(mode: Mode, word: str) -> tuple[str, Any]:
         raise UserError(f"key '{key}' has no value; write {key}={accepted[key].default or 'VALUE'}")
     if _is_open(word):
         raise UserError(f"'{word}' lacks its closing '{_BRACKETS[text[0]]}'; add it")
-    return key, text if key in _VERBATIM_KEYS and text.lower() != "none" else parse_value(text)
+    value = text if key in _VERBATIM_KEYS and text.lower() != "none" else parse_value(text)
+    accepted[key].check(value)
+    return key, value
 
 
 def _exists(path: str) -> bool:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from yolo_lat.cli_modes import MODES
 from yolo_lat.cli_parse import parse_value
 from yolo_lat.errors import UserError
-from yolo_lat.unfinished import write_whole
+from yolo_lat.unfinished import new_folder_of_run, write_whole
 
 if TYPE_CHECKING:
     from yolo_lat.engine.model import YOLOLAT
@@ -112,6 +112,10 @@ def _train(options: dict[str, Any]) -> None:
 
 def _val(options: dict[str, Any]) -> None:
     file, predictions = options.pop("json", None), options.pop("predictions", None)
+    if file is not None:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        if Path(file).is_dir():
+            raise UserError(f"json={file}: is a folder; give a file in it")
     if predictions is None:
         require("val", options, "model", "data")
         metrics = _load_model("val", options).val(**options)
@@ -120,7 +124,6 @@ def _val(options: dict[str, Any]) -> None:
         coco = _score(predictions, options)
         print("\n".join(f"{name:<8}{value:.4f}" for name, value in coco.items()))
     if file is not None:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(file), json.dumps(coco, indent=2) + "\n")
 
 
@@ -131,18 +134,21 @@ def _score(predictions: str, options: dict[str, Any]) -> dict[str, float]:
     run = {key: options[key] for key in ("project", "name", "exist_ok") if key in options}
     if unused := sorted(options.keys() - run.keys() - {"data", "split", "plots"}):
         raise UserError(f"{unused[0]}= has no effect on predictions=; leave it out")
-    from ultralytics.utils.files import increment_path
-
     from yolo_lat.engine.evaluate import evaluate_predictions
 
-    folder = None
-    if run.keys() & {"project", "name"}:
-        wanted = Path(run.get("project") or "runs/detect", run.get("name") or "val")
-        folder = increment_path(wanted, exist_ok=bool(run.get("exist_ok")))
-    split, plots = options.get("split", "val"), options.get("plots", True)
-    result = evaluate_predictions(predictions, options["data"], split, folder, plots)
-    if folder is not None:
-        print(f"saved to {folder}")
+    asked = predictions, options["data"], options.get("split", "val")
+    plots = options.get("plots", True)
+    if not run.keys() & {"project", "name"}:
+        return evaluate_predictions(*asked, None, plots).numbers
+    wanted = Path(run.get("project") or "runs/detect", run.get("name") or "val")
+    folder = wanted if run.get("exist_ok") else new_folder_of_run(wanted)
+    try:
+        result = evaluate_predictions(*asked, folder, plots)
+    except UserError:
+        if not run.get("exist_ok"):
+            folder.rmdir()  # predictions or data that cannot be used leave nothing behind
+        raise
+    print(f"saved to {folder}")
     return result.numbers
 
 

@@ -111,7 +111,7 @@ class TestSamples:
         assert item["img"][0, 16, 64 - 20] == 0
         assert item["img"].is_contiguous()
 
-    @settings(max_examples=120, deadline=None)
+    @settings(max_examples=120)
     @given(
         entry=st.sampled_from(SPATIAL),
         seed=st.integers(0, 10**6),
@@ -158,7 +158,7 @@ class TestSamples:
             assert corners(labels).shape == (0, 4)
             assert labels["cls"].dtype == np.float32
 
-    @settings(max_examples=200, deadline=None)
+    @settings(max_examples=200)
     @given(data=st.data())
     def test_pixel_transforms_leave_every_box_as_it_is(self, data):
         edges = st.floats(0, SIDE, width=32)

@@ -341,23 +341,23 @@ def test_links_where_there_are_none_are_refused(plain, tmp_path, monkeypatch):
 
 
 SLOWLY = """
-import signal, sys, time
+import signal, sys
 from yolo_lat.data import convert
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job inherits that it is ignored
 bring = convert._bring
 def slow(*args):
     bring(*args)
     print("one", flush=True)
-    time.sleep(0.2)
+    sys.stdin.readline()  # until the parent lets go
 convert._bring = slow
 convert.convert(sys.argv[1], sys.argv[2], "voc", progress=False)
 """
 
 
 def slow_run(data: Path, target: Path) -> subprocess.Popen:
-    """Start a conversion and return when it has brought the first image."""
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, "-c", SLOWLY, data, target], stdout=pipe, stderr=pipe, text=True)
+    """Start a conversion and return when it has brought the first image; it goes on when its input is closed."""
+    pipe, command = subprocess.PIPE, [sys.executable, "-c", SLOWLY, data, target]
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
     assert process.stdout
     assert process.stdout.readline() == "one\n"
     return process

@@ -48,6 +48,13 @@ def test_what_the_doctor_passes_training_reads_and_what_it_refuses_training_refu
     assert str(caught.value) in messages(report, "image")
 
 
+@pytest.mark.parametrize("workers", [-1, 0, 1.5, True, "abc"])
+@pytest.mark.timeout(30)  # a pool without a process waits for ever
+def test_a_number_of_processes_that_is_none_is_refused(tmp_path, workers):
+    with pytest.raises(UserError, match=f"workers={workers}: must be a whole number from 1"):
+        check_dataset(Data(tmp_path, "yolo").yaml, progress=False, workers=workers)
+
+
 @pytest.mark.parametrize("split", ["train", "val", "test"])
 def test_a_missing_split_is_an_error_and_a_missing_test_split_a_note(data, split):
     data.keys["test"] = "images/val"

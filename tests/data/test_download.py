@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import io
+import socket
 import tarfile
 import threading
 import zipfile
@@ -199,9 +200,15 @@ def test_what_a_server_does_not_have_is_named(server, home):
     )
 
 
-def test_a_server_that_does_not_answer_is_named(server, home, monkeypatch):
-    monkeypatch.setattr(download_module, "urlopen", functools.partial(download_module.urlopen, timeout=0.2))
+@pytest.mark.timeout(30)
+def test_a_server_that_does_not_answer_is_named(home, monkeypatch):
     monkeypatch.setattr(download_module, "_STALLED", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/nuts.zip"
+        assert f"{url}: cannot be fetched (timed out)" in refusal(home, url)
+
+
+def test_a_server_that_is_not_there_is_named(home):
     assert "cannot be fetched" in refusal(home, "http://127.0.0.1:1/nuts.zip")
     assert "cannot be fetched" in refusal(home, "http://127.0.0.1:99999/nuts.zip")
 

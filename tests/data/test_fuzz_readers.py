@@ -26,7 +26,7 @@ WHOLE = {"yolo": seeds.rows()[0], "coco": seeds.COCO, "voc": seeds.voc_seeds()[0
 FILES = {"yolo": "labels/a.txt", "coco": "coco.json", "voc": "Annotations/a.xml"}
 KEYS = {"yolo": {}, "coco": {"coco_json": {"train": "coco.json", "val": "coco.json"}}, "voc": {"format": "voc"}}
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))  # more of them is a matter of patience
-FUZZ = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(params=WHOLE)

@@ -64,7 +64,7 @@ class TestRender:
         assert boxes != boxes_other
         assert image.shape != other.shape or not np.array_equal(image, other)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(seed=st.integers(0, 2**63), image_size=st.integers(32, 320))
     def test_image_and_boxes_are_in_bounds(self, seed: int, image_size: int):
         image, boxes = render(np.random.default_rng(seed), image_size)
@@ -319,6 +319,7 @@ class TestReplacement:
         assert not (tmp_path / "s").exists()
         generate(tmp_path / "s", TINY, progress=False)
         assert len(load(tmp_path / "s", "train")["images"]) == 4
+        assert [path.name for path in tmp_path.iterdir()] == ["s"]
 
     def test_two_processes_at_once_both_end_well(self, tmp_path: Path):
         program = (

@@ -46,7 +46,7 @@ def divided(data: Path, folder: Path, **options) -> dict[str, set[str]]:
     return {split: {i.path.read_bytes().hex() for i in read(new, split).images} for split in load_dataset(new).splits}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_stratified_is_a_partition_of_exact_sizes(data):
     units, classes = data.draw(st.integers(1, 60)), data.draw(st.integers(0, 5))
@@ -92,7 +92,7 @@ def test_every_image_is_in_one_split_and_sizes_are_the_fractions(boards, tmp_pat
     assert contents(tmp_path / "new") == before
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shares=st.tuples(st.floats(0.05, 1), st.floats(0.05, 1), st.floats(0.05, 1)))
 def test_sizes_are_within_one_image_of_any_fractions(shares, tmp_path_factory):
     from yolo_lat.data.split import _whole_shares

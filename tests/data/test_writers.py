@@ -45,7 +45,7 @@ boxes_in = st.tuples(*[st.floats(0, 1)] * 4).map(
 boxes_anywhere = st.tuples(*[st.floats(-1e4, 1e4)] * 2, *[st.floats(0, 1e4)] * 2).map(list)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(boxes=st.lists(boxes_in, min_size=1, max_size=5))
 @pytest.mark.parametrize("format", list(WRITERS))
 def test_random_boxes_read_back(tmp_path_factory, format, boxes):
@@ -54,7 +54,7 @@ def test_random_boxes_read_back(tmp_path_factory, format, boxes):
     np.testing.assert_allclose(read(folder / "data.yaml").images[0].boxes_xywh, boxes, rtol=0, atol=1e-12 * 60 * 8)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(boxes=st.lists(boxes_anywhere, min_size=1, max_size=5))
 @pytest.mark.parametrize("format", ["coco", "voc"])
 def test_boxes_outside_of_the_image_read_back_where_the_format_can_say_them(tmp_path_factory, format, boxes):
@@ -63,7 +63,7 @@ def test_boxes_outside_of_the_image_read_back_where_the_format_can_say_them(tmp_
     np.testing.assert_allclose(read(folder / "data.yaml").images[0].boxes_xywh, boxes, rtol=0, atol=1e-10)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(boxes=st.lists(boxes_anywhere, min_size=1, max_size=5))
 def test_yolo_holds_a_box_or_refuses_it(tmp_path_factory, boxes):
     folder = tmp_path_factory.mktemp("boxes")

@@ -1,6 +1,7 @@
 """Validation: the numbers are pycocotools', every image counts, and other data's classes are refused."""
 
 import contextlib
+import errno
 import io
 import itertools
 import json
@@ -307,6 +308,17 @@ def test_a_split_without_annotations_becomes_a_submission(detector, run, tmp_pat
         _ = submission.coco
     stats = official(run.data.parent / "annotations/val.json", submission.results)
     assert stats == pytest.approx(list(expected.coco.values()), abs=0.01)
+
+
+def test_an_archive_that_cannot_be_written_whole_is_not_there(detector, run, tmp_path, monkeypatch):
+    def full(archive, *args):
+        archive.fp.write(b"a part")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(ZipFile, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        detector.val(data=unlabelled(run.data, tmp_path), split="test", project=tmp_path, **VAL)
+    assert {file.suffix for file in (tmp_path / "val").iterdir()} == {".json", ".yaml"}
 
 
 def test_a_submission_for_coco_has_the_name_that_its_server_asks_for(detector, run, tmp_path, monkeypatch):

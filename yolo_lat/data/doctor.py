@@ -48,8 +48,10 @@ def check_dataset(
         seed: of the images that the contact sheet shows besides the suspicious ones.
 
     Raises:
-        UserError: an unknown name, or a YAML that cannot be read.
+        UserError: an unknown name, a YAML that cannot be read, or a number of processes that is none.
     """
+    if workers is not None and (not isinstance(workers, int) or isinstance(workers, bool) or workers < 1):
+        raise UserError(f"workers={workers}: must be a whole number from 1; leave it out for one a core")
     found = Findings()
     spec = _load(data, found)
     splits: dict[str, DetectionSplit] = {}

@@ -11,8 +11,6 @@ import errno
 import itertools
 import json
 import math
-import shutil
-import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -25,6 +23,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from yolo_lat.errors import UserError
+from yolo_lat.unfinished import unfinished_folder
 
 __all__ = ["CLASSES", "ShapeBox", "ShapesConfig", "generate", "render"]
 
@@ -432,23 +431,21 @@ def generate(root: Path, config: ShapesConfig = ShapesConfig(), progress: bool =
     record = asdict(config) | {"format": FORMAT}
     if _holds(root, record):
         return root
-    # Beside the root, for a rename is atomic only within one file system.
-    workshop = root.parent / f".{root.name}-{uuid.uuid4().hex}"
-    made = workshop / "new"
     try:
         if _in_use(root):
             raise UserError(f"shapes: {root} is in use for something else, choose an empty or a new folder")
-        made.mkdir(parents=True)
-        with Progress(console=Console(stderr=True), disable=not progress) as bar:
-            task = bar.add_task("Drawing shapes", total=config.train + config.val)
-            for split in SPLITS:
-                _write_split(made, split, config, lambda: bar.advance(task))
-        (made / "data.yaml").write_text(DATA_YAML, encoding="utf-8")
-        (made / "shapes.json").write_text(json.dumps(record), encoding="utf-8")
-        if not _holds(root, record):
-            _move_into_place(workshop, root, record)
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished_folder(root) as workshop:
+            made = workshop / "new"
+            made.mkdir()
+            with Progress(console=Console(stderr=True), disable=not progress) as bar:
+                task = bar.add_task("Drawing shapes", total=config.train + config.val)
+                for split in SPLITS:
+                    _write_split(made, split, config, lambda: bar.advance(task))
+            (made / "data.yaml").write_text(DATA_YAML, encoding="utf-8")
+            (made / "shapes.json").write_text(json.dumps(record), encoding="utf-8")
+            if not _holds(root, record):
+                _move_into_place(workshop, root, record)
     except OSError as error:
         raise UserError(f"shapes: cannot write {root} ({error.strerror}), choose a folder you can write to") from error
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
     return root

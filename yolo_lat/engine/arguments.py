@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -103,12 +104,16 @@ def check_image_size(imgsz: int | list[int] | tuple[int, ...] | None, stride: in
         stride: the model's largest.
         rectangles: accept height and width; training and validation take one number.
     """
-    sides = [] if imgsz is None else as_list(imgsz)
-    if len(sides) > (2 if rectangles else 1):
+    if imgsz is None:
+        return
+    sides = as_list(imgsz)
+    if not 1 <= len(sides) <= (2 if rectangles else 1):
         raise UserError(f"imgsz={imgsz}: give one number{' or two, height and width' if rectangles else ''}")
     for side in sides:
         if not isinstance(side, int) or side < stride or side % stride:
-            near = max(int(side) // stride, 1) * stride if isinstance(side, int | float) else 640
+            near = (
+                max(int(side) // stride, 1) * stride if isinstance(side, int | float) and math.isfinite(side) else 640
+            )
             raise UserError(
                 f"imgsz={imgsz} is not a multiple of the model's stride {stride}; use {near} or {near + stride}"
             )

@@ -196,7 +196,7 @@ def compare_runs(
         raise UserError(f"resamples={resamples}: too few for an interval; give {_MIN_RESAMPLES} or more")
     if not isinstance(seed, int) or seed < 0:
         raise UserError(f"seed={seed}: not a whole number from 0; give one")
-    if not 0 < confidence < 1:
+    if not isinstance(confidence, int | float) or not 0 < confidence < 1:
         raise UserError(f"confidence={confidence}: not between 0 and 1; give 0.95 for 95 percent")
     chosen = _read_runs(runs)
     split = _ground_truth(chosen[0], progress)

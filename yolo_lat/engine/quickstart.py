@@ -15,7 +15,7 @@ from rich.table import Table
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import datasets_dir, load_dataset
 from yolo_lat.deploy import OnnxDetector
-from yolo_lat.drawing import save_picture
+from yolo_lat.drawing import contact_sheet, save_picture
 from yolo_lat.engine.model import YOLOLAT
 
 # Found for ten to twelve epochs of 600 small images on a CPU; not a recipe for real data.
@@ -83,7 +83,7 @@ def quickstart(directory: Path = Path("runs/quickstart"), epochs: int = 12, seed
         if len(drawn) < PICTURES:
             drawn.append(detections.draw(image))
     picture = directory / "detections.jpg"
-    save_picture(picture, contact_sheet(drawn))
+    save_picture(picture, contact_sheet(drawn, columns=4, side=max(drawn[0].shape)))
 
     console.print("[bold]4/4 Results[/bold]")
     table = Table("what", "figure", title="YOLO-LAT quickstart", title_justify="left")
@@ -98,16 +98,6 @@ def quickstart(directory: Path = Path("runs/quickstart"), epochs: int = 12, seed
     table.add_row("whole quickstart", f"{time.perf_counter() - started:.0f} s", _shown(directory))
     console.print(table)
     return picture
-
-
-def contact_sheet(images: list[np.ndarray], columns: int = 4) -> np.ndarray:
-    """Lay (H, W, 3) uint8 images of any sizes out on a grid, on white, with a margin."""
-    height, width = (max(image.shape[axis] for image in images) + 6 for axis in (0, 1))
-    sheet = np.full((-(-len(images) // columns) * height, columns * width, 3), 255, np.uint8)
-    for i, image in enumerate(images):
-        top, left = i // columns * height, i % columns * width
-        sheet[top : top + image.shape[0], left : left + image.shape[1]] = image
-    return sheet
 
 
 def _shown(path: Path) -> str:

@@ -37,7 +37,7 @@ from yolo_lat.engine.arguments import as_list
 from yolo_lat.engine.evaluate import CocoResult, evaluate_detections, given_data
 from yolo_lat.engine.ranks import MAIN, RANKS, mean_over_ranks, own_share
 from yolo_lat.errors import UserError
-from yolo_lat.unfinished import new_folder_of_run, write_whole
+from yolo_lat.unfinished import new_folder_of_run, whole_file, write_whole
 
 
 class LatMetrics(DetMetrics):
@@ -233,7 +233,7 @@ class LatValidator(DetectionValidator):
         rows = [row | {"bbox": [round(v, 3) for v in row["bbox"]]} for row in self.jdict]
         submission = Submission(split.name, self.save_dir / f"{name}.json", self.save_dir / f"{name}.zip")
         write_whole(submission.results, json.dumps(rows))
-        with ZipFile(submission.archive, "w", ZIP_DEFLATED) as archive:
+        with whole_file(submission.archive) as partial, ZipFile(partial, "w", ZIP_DEFLATED) as archive:
             archive.write(submission.results, submission.results.name)
         return submission
 

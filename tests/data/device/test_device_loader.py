@@ -65,7 +65,7 @@ def test_seeds_decide_and_nothing_else(cache):
 
 
 @given(seed=st.integers(0, 2**63), epoch=st.integers(0, 1000), start=st.integers(0, 3), at_once=st.integers(1, 3))
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 def test_any_batch_is_made_again_without_those_before_it(cache, seed, epoch, start, at_once):
     straight, resumed = (DeviceLoader(cache, EVERYTHING, 5, seed=seed) for _ in range(2))
     list(straight)
@@ -79,7 +79,7 @@ def test_any_batch_is_made_again_without_those_before_it(cache, seed, epoch, sta
 
 
 @given(samples=st.integers(1, 40), batch=st.integers(1, 5))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_an_epoch_has_as_many_samples_as_asked_for(cache, samples, batch):
     loader = DeviceLoader(cache, Augment(), batch, samples=samples)
     order = loader._order().tolist()

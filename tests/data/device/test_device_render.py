@@ -34,7 +34,7 @@ def test_pixels_equal_ultralytics(split, cache, augment):
 
 
 @given(seed=st.integers(0, 2**31), steps_of_gain=st.tuples(*[st.integers(-997, 997)] * 3))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_colours_vary_as_opencvs_tables_do(seed, steps_of_gain):
     gains = [step / 997 for step in steps_of_gain]  # a prime: no product lies so near a whole number that floats differ
     pixels = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)

@@ -95,7 +95,7 @@ def test_boxes_and_cuts_equal_ultralytics(split, cache, augment):
 
 
 @given(seed=st.integers(0, 2**31), scale=st.floats(0.1, 2))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_what_is_kept_is_exactly_what_ultralytics_keeps(seed, scale):
     rng = np.random.default_rng(seed)
     low = rng.uniform(0, 60, (200, 2))
@@ -108,7 +108,7 @@ def test_what_is_kept_is_exactly_what_ultralytics_keeps(seed, scale):
 
 
 @given(st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_hull_holds_every_point_of_its_box(seed):
     rng = np.random.default_rng(seed)
     box = np.sort(rng.uniform(0, 100, (2, 2)), axis=0).astype(np.float32)

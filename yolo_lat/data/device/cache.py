@@ -110,7 +110,7 @@ def build_cache(
 
     place = torch.device("cpu") if spilled else device
     pixels = torch.empty(int(ends[-1]), dtype=torch.uint8, device=place, pin_memory=spilled and device.type == "cuda")
-    _fill(pixels, split, imgsz, offsets, shapes, workers or os.cpu_count() or 1, progress)
+    _fill(pixels, split, offsets, shapes, workers or os.cpu_count() or 1, progress)
 
     labels = [training_label(image) for image in split.images]
     rows = [_pixel_boxes(label["bboxes"], shape) for label, shape in zip(labels, shapes, strict=True)]
@@ -183,7 +183,6 @@ def _gigabytes(count: int) -> str:
 def _fill(
     pixels: Tensor,
     split: DetectionSplit,
-    imgsz: int,
     offsets: np.ndarray,
     shapes: np.ndarray,
     workers: int,
