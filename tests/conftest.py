@@ -19,7 +19,7 @@ import yaml
 from hypothesis import settings
 from small_training import EPOCHS, SIZE, TRAIN
 
-import yolo_lat  # noqa: F401 - before Ultralytics, which reads its settings' place once
+import yolo_lat.engine.model  # noqa: F401 - which settles Ultralytics before any test imports it
 from yolo_lat.cli import main
 from yolo_lat.data.shapes import CLASSES, ShapesConfig, generate
 

@@ -29,7 +29,7 @@ def test_an_image_that_ends_its_decoder_is_named_and_the_rest_is_read(tmp_path, 
         "import os\n"
         "from PIL import Image\n"
         "real = Image.open\n"
-        "Image.open = lambda file, *args: os._exit(9) if 'deadly' in str(file) else real(file, *args)\n"
+        "Image.open = lambda file, *a, **b: os._exit(9) if 'deadly' in str(file) else real(file, *a, **b)\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     for name in ("deadly.png", "sound.png"):

@@ -111,7 +111,7 @@ class _Odd:
 
 
 def pickles() -> list[bytes]:
-    plain = {"epoch": 3, "format": "yolo-lat training 1", "model": {"a": [1, 2.5, None, "x" * 9, b"\0", (1, True)]}}
+    plain = {"epoch": 3, "format": "yolo-lat training 2", "model": {"a": [1, 2.5, None, "x" * 9, b"\0", (1, True)]}}
     return [
         *(pickle.dumps(value, 2) for value in (plain, _Odd(), {"model": _Odd()})),
         *(_files(archive)["data.pkl"] for archive in _saved()),
