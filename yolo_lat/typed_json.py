@@ -86,9 +86,14 @@ def _one_of(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     raise problem
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that float64 and int64 can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and _is_usual(value)
+
+
 def _fits(kind: Any, value: Any) -> bool:
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool) and _is_usual(value)
+        return is_number(value)
     if kind is int:
         return isinstance(value, int) and not isinstance(value, bool) and _is_usual(value)
     return isinstance(kind, type) and isinstance(value, kind)

@@ -113,6 +113,7 @@ ROW = {"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4], "score": 0.5}
         ([ROW | {"bbox": [1, 2, 3, "4"]}], "entry 0: bbox"),
         ([ROW | {"bbox": [1, 2, 3, float("nan")]}], "entry 0: bbox"),
         ([ROW | {"score": None}], "entry 0: bbox [1, 2, 3, 4], score None"),
+        ([ROW | {"score": 10**40}], "entry 0: bbox [1, 2, 3, 4], score 1000"),
     ],
 )
 def test_malformed_predictions_are_refused_with_their_place(shapes, tmp_path, content, problem):

@@ -6,7 +6,6 @@ import contextlib
 import io
 import json
 from dataclasses import dataclass, field
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from yolo_lat.data.registry import load_dataset
 from yolo_lat.engine import report
 from yolo_lat.engine.analysis import Analysis, analyse
 from yolo_lat.errors import UserError
+from yolo_lat.typed_json import is_number
 from yolo_lat.unfinished import write_whole
 
 COCO_NUMBERS = {
@@ -208,6 +208,6 @@ def _problem(row: Any, images: set[int], categories: set[int], name: str) -> str
         if not isinstance(value, int) or value not in known:
             return f"{key} {value} is not in {name}; evaluate on the set it is made for"
     numbers = [*box, score] if isinstance(box, list) and len(box) == 4 else [None]
-    if not all(isinstance(v, int | float) and isfinite(v) for v in numbers):
+    if not all(map(is_number, numbers)):
         return f"bbox {box}, score {score}: not numbers; a box is [x, y, width, height]"
     return None
