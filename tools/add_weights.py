@@ -43,18 +43,10 @@ from yolo_lat.pretrained import REGISTRY, read_registry, sha256
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
 LARGEST_MB = 25
 SAME_AP = 0.005
+# Keys that a card has elsewhere, or that say where and not how.
 ELSEWHERE = {
-    "mode",
-    "model",
-    "data",
-    "device",
-    "workers",
-    "project",
-    "name",
-    "exist_ok",
-    "save_dir",
-    "plots",
-    "verbose",
+    *("mode", "model", "data", "device", "workers"),
+    *("project", "name", "exist_ok", "save_dir", "plots", "verbose"),
 }
 RECIPE = ("cfg", "epochs", "imgsz", "batch", "optimizer", "lr0", "seed", "pretrained")
 

@@ -203,7 +203,7 @@ def carry_out(runs: list[Run], given: argparse.Namespace) -> None:
     words = [word for word in given.only.split(",") if word]
     done = {fingerprint for fingerprint, found in read_known(given.known).items() if "coco" in found}
     waiting = [run for run in runs if not words or any(word in run.key for word in words)]
-    waiting = [run for run in waiting if not run.is_done(given.state) and not (done and run.fingerprint in done)]
+    waiting = [run for run in waiting if not run.is_done(given.state) and run.fingerprint not in done]
     print(f"{len(waiting)} of {len(runs)} runs to do", flush=True)
     end, running = time.time() + given.seconds, dict[Run, Sitting]()
     while (waiting or running) and time.time() < end:
