@@ -46,7 +46,7 @@ PARAMETERS = {
 }
 CHANGED = {
     f"{name}:{run.row[0]}": run
-    for name in (*PARAMETERS, "growth", "screen", "screen-p", "image-size")
+    for name in (*PARAMETERS, "growth", "screen", "growth-p", "image-size")
     for run in study.read_study(ROOT / f"tools/studies/{name}.yaml")
     if run.change
 }
