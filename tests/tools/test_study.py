@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import study  # noqa: E402
 import study_record  # noqa: E402
 from study_figures import _with_unfinished, draw_study  # noqa: E402
-from study_models import changed_model  # noqa: E402
+from study_models import changed_model, write_model  # noqa: E402
 
 from yolo_lat.engine.recipe import find_recipe  # noqa: E402
 from yolo_lat.errors import UserError  # noqa: E402
@@ -92,6 +92,22 @@ class TestChanges:
         assert content["reg_max"] == 4
         assert len(content["head"]) == len(origin["head"]) + 1
 
+    @pytest.mark.parametrize("model", ["yolo-lat-p", "yolo-lat-n"])
+    def test_a_modules_name_stands_for_all_its_rows(self, model) -> None:
+        origin = changed_model(model, {})
+        content = changed_model(model, {"HyperLink.3.2": {"join": "sum"}, "CrossScaleELA.3.1": 8})
+        assert content["backbone"] == origin["backbone"]
+        changed = [(old, new) for old, new in zip(origin["head"], content["head"], strict=True) if old != new]
+        assert [new[2] for _, new in changed] == ["HyperLink", "CrossScaleELA", "HyperLink"]
+        for (source, repeats, module, args), new in changed:
+            args = [args[0], 8, *args[2:]] if module == "CrossScaleELA" else [*args, {"join": "sum"}]
+            assert new == [source, repeats, module, args]
+        assert changed[0][1][3][2] is not changed[2][1][3][2]
+
+    def test_a_modules_rows_are_those_of_the_changes_before(self) -> None:
+        content = changed_model("yolo-lat-p", {"rows.0": [-1, 1, "Focus", [8]], "Focus.3.0": 16})
+        assert content["backbone"][0] == [-1, 1, "Focus", [16]]
+
     def test_a_whole_head(self) -> None:
         assert changed_model("yolo-lat-p", {"head": [[1], [2]]})["head"] == [[1], [2]]
 
@@ -105,9 +121,13 @@ class TestChanges:
             ("rows.40", "there is nothing at 40"),
             ("rows.10.9.1", "there is nothing at 10.9"),
             ("rows.10.3.0.1", "there is nothing at 10.3.0.1"),
-            ("rows.a", "after rows come numbers"),
-            ("rows", "after rows come numbers"),
-            ("head.1", "write rows.NUMBER"),
+            ("rows.a", "after rows or a module come numbers"),
+            ("rows", "after rows or a module come numbers"),
+            ("CrossScaleELA", "after rows or a module come numbers"),
+            ("CrossScaleELA.args", "after rows or a module come numbers"),
+            ("CrossScaleELA.9.1", "change CrossScaleELA.9.1: there is nothing at 9"),
+            ("C2f.3.0", "there is no row of C2f; write rows.NUMBER, a row's module"),
+            ("head.1", "there is no row of head; write rows.NUMBER"),
         ],
     )
     def test_paths_that_lead_nowhere(self, path, message) -> None:
@@ -161,7 +181,7 @@ def test_quality_is_equal_with_data_on_the_device_as_the_guide_says() -> None:
     rows = json.loads((ROOT / "docs/results/study-equal-quality.json").read_text(encoding="utf-8"))["runs"]
     found = {name: [row["coco"]["AP"] for row in of_row] for (name, _), of_row in study_record.by_row(rows).items()}
     guide = (ROOT / "docs/training.md").read_text(encoding="utf-8")
-    for title, name in (("yolo-lat-n", "n"), ("YOLOv8n", "v8n")):
+    for title, name in (("yolo-lat-first-n", "n"), ("YOLOv8n", "v8n")):
         sides = [study_record.mean_and_spread(found[f"{name}-{where}"]) for where in ("device", "host")]
         assert len(found[f"{name}-device"]) == len(found[f"{name}-host"]) == 3
         (device, _), (host, _) = sides
@@ -249,12 +269,29 @@ class TestKnownRuns:
             {"recipe": {"cfg": "small", "epochs": 4}},
             {"recipe": {"cfg": str(recipe), "epochs": 3}},
             {"models": {"p": "yolo-lat-n"}},
+            {"models": {"p": "yolo-lat-s"}},
             {"runs": {"base": {"change": {"reg_max": 4}}}},
         ]
         found = [self.declared(given, **change)[0].fingerprint for change in changes]
         recipe.write_text("lr0: 0.02\n")
         found.append(self.declared(given, recipe={"cfg": str(recipe), "epochs": 3})[0].fingerprint)
-        assert len({base, *found}) == 9
+        assert len({base, *found}) == 10
+
+    def test_a_fingerprint_is_of_what_the_model_is_and_not_of_its_name(self, given, tmp_path) -> None:
+        base = self.declared(given)[0].fingerprint
+        changed = self.declared(given, runs={"base": {"change": {"reg_max": 4}}})[0].fingerprint
+        for change, fingerprint in (({}, base), ({"reg_max": 4}, changed)):
+            file = write_model("yolo-lat-p", change, tmp_path / "other.yaml")
+            assert self.declared(given, models={"p": str(file)})[0].fingerprint == fingerprint
+
+    @pytest.mark.parametrize(("grown", "name"), [("n-v8-body-silu-dfl", "yolo-lat-n"), ("n-base", "yolo-lat-first-n")])
+    def test_runs_of_n_before_and_after_it_grew_are_shared_by_two_studies(self, grown, name) -> None:
+        found = []
+        for file, row in (("growth", grown), ("baselines", name)):
+            runs = study.read_study(ROOT / f"tools/studies/{file}.yaml")
+            found.append({run.fingerprint for run in runs if run.row[0] == row})
+        assert found[0] == found[1]
+        assert len(found[0]) == 9
 
     def test_collecting_keeps_what_the_record_had_where_the_state_is_lost(self, given) -> None:
         runs = self.declared(given, seeds=[0, 1])
@@ -315,7 +352,7 @@ def test_latency_goes_to_runs_of_that_name_and_to_unchanged_models_at_the_same_s
     rows = [
         row("p", 0, 0.1, model="yolo-lat-p"),
         row("v8", 0, 0.1, model="yolov8n.yaml"),
-        row("yolo-lat-n", 0, 0.1, model="yolo-lat-p", change={"rows.0": 1}),
+        row("yolo-lat-first-n", 0, 0.1, model="yolo-lat-p", change={"rows.0": 1}),
         row("changed", 0, 0.1, model="yolo-lat-p", change={"rows.0": 1}),
         row("unknown", 0, 0.1, model="yolo-lat-s"),
     ]

@@ -23,10 +23,10 @@ from study_models import write_model  # noqa: E402
 from yolo_lat import YOLOLAT  # noqa: E402
 from yolo_lat.nn import LatModel, load_model_yaml  # noqa: E402
 from yolo_lat.nn.complexity import count_parameters  # noqa: E402
+from yolo_lat.nn.cross_scale import CrossScaleELA  # noqa: E402
 
-# Parameters of p as trained, 80 classes; n is the same YAML at another scale.
-P = 261_236
-PARAMETERS = {
+P, N = 261_236, 1_453_680  # parameters as trained, 80 classes
+PARAMETERS_OF_P = {
     "kernels": {"HadamardExp": P, "SumSquaredDistance": P, "DiffSquaredDistance": P, "ModulatedDot": P},
     "links": {"hyper-link": P, "sum": P - 128, "concat": 273_524, "residual": P + 4_224, "transformer": P + 4_160},
     "attention": {
@@ -44,9 +44,25 @@ PARAMETERS = {
         **{"no-p4-block": 249_236, "two-p4-blocks": 273_236, "attention-at-p3": P + 1_728, "no-attention": 236_660},
     },
 }
+PARAMETERS_OF_N = {
+    "kernels": {"HadamardExp": N, "SumSquaredDistance": N, "DiffSquaredDistance": N, "ModulatedDot": N},
+    "links": {"hyper-link": N, "sum": N - 256, "concat": 1_502_832, "residual": N + 16_640, "transformer": N + 16_512},
+    "attention": {
+        **dict.fromkeys(("cross-scale", "per-level", "softmax", "area", "ela-p5", "softmax-p5"), N),
+        **{"none": N - 24_960, "mean": N - 8_320},
+    },
+    "block": {
+        **{"base": N, "local-0": N - 6_912, "local-3": N - 4_096, "local-7": N + 6_144, "heads-2": N - 4_160},
+        **{"heads-8": N + 8_320, "key-4": N - 4_160, "key-16": N + 8_320, "key-32": N + 24_960, "no-gate": N - 128},
+        **{"lobe": N + 49_920, "experts-4": 1_617_520, "at-p5": N - 3_456, "at-p4": N - 3_456, "at-p3": N - 3_456},
+        "at-p3-p4-p5": N + 3_456,
+    },
+}
+PARAMETERS = {("p", name): found for name, found in PARAMETERS_OF_P.items()}
+PARAMETERS |= {("n", name): found for name, found in PARAMETERS_OF_N.items()}
 CHANGED = {
     f"{name}:{run.row[0]}": run
-    for name in (*PARAMETERS, "growth", "screen", "growth-p", "image-size")
+    for name in (*PARAMETERS_OF_P, "growth", "screen", "growth-p", "image-size")
     for run in study.read_study(ROOT / f"tools/studies/{name}.yaml")
     if run.change
 }
@@ -56,7 +72,8 @@ TRAINED = CHANGED | {
     if run.row[0] in ("as-published", "yolo26n")
 }
 OF_P = {key: run for key, run in CHANGED.items() if ":p-" in key and not key.startswith("image-size")}
-EXPORTED = OF_P | {key: run for key, run in CHANGED.items() if key.startswith("growth")}
+BUILT = OF_P | {key: run for key, run in CHANGED.items() if key.startswith("block:n-at-")}
+EXPORTED = BUILT | {key: run for key, run in CHANGED.items() if key.startswith("growth")}
 
 
 def build(run: study.Run, folder: Path, nc: int = 80) -> LatModel:
@@ -74,23 +91,39 @@ def batch(size: int = 64) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_each_variant_has_its_parameters(name: str, tmp_path) -> None:
+@pytest.mark.parametrize(("model", "name"), PARAMETERS)
+def test_each_variant_has_its_parameters(model: str, name: str, tmp_path) -> None:
     runs = {run.row[0]: run for run in study.read_study(ROOT / f"tools/studies/{name}.yaml")}
-    found = {key[2:]: count_parameters(build(run, tmp_path)) for key, run in runs.items() if key.startswith("p-")}
-    assert found == PARAMETERS[name]
-    assert {key for key in runs if key.startswith("n-")} in ({f"n-{key}" for key in found}, set())
+    of_model = {key: run for key, run in runs.items() if run.options["model"] == f"yolo-lat-{model}"}
+    found = {key.removeprefix(f"{model}-"): count_parameters(build(run, tmp_path)) for key, run in of_model.items()}
+    assert found == PARAMETERS[model, name]
 
 
-@pytest.mark.parametrize("key", first(9, OF_P))
+@pytest.mark.parametrize("place", ["p5", "p4", "p3", "p3-p4-p5"])
+@pytest.mark.parametrize("name", ["p", "n"])
+def test_attention_sits_where_its_name_says_and_the_head_gets_all_levels(name: str, place: str, tmp_path) -> None:
+    run = CHANGED[f"block:{name}-at-{place}"]
+    assert (run.options["model"], run.against) == (f"yolo-lat-{name}", f"{name}-base")
+    model = build(run, tmp_path).eval()
+    (attention,) = (module for module in model.modules() if isinstance(module, CrossScaleELA))
+    sides: dict[Any, list[int]] = {}
+    for module in (attention, model.model[-1]):
+        module.register_forward_pre_hook(lambda m, args: sides.update({m: [x.shape[-1] for x in args[0]]}))
+    with torch.no_grad():
+        model(torch.rand(1, 3, 96, 96))
+    assert sides[attention] == [96 // 2 ** int(level[1]) for level in place.split("-")]
+    assert sides[model.model[-1]] == [12, 6, 3]
+
+
+@pytest.mark.parametrize("key", first(9, BUILT))
 def test_a_variant_trains_a_step_and_deploys(key: str, tmp_path) -> None:
-    model = build(OF_P[key], tmp_path, nc=4)
+    model = build(BUILT[key], tmp_path, nc=4)
     model.args = copy.copy(DEFAULT_CFG)
     loss, items = model(batch())
     loss.sum().backward()
     assert all(torch.isfinite(value) for value in items.values())
-    lacking = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
-    assert not lacking
+    learned = {name: p.grad for name, p in model.named_parameters() if not name.endswith("dfl.conv.weight")}
+    assert not [name for name, grad in learned.items() if grad is None or not grad.isfinite().all()]
     model.eval()
     images = batch(96)["img"]
     with torch.no_grad():

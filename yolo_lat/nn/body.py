@@ -1,4 +1,4 @@
-"""Backbone pieces of `yolo-lat.yaml`: a stem that reaches stride 4 in one convolution, and light residual blocks."""
+"""Backbone pieces of `yolo-lat-p.yaml`: a stem that reaches stride 4 in one convolution, and light residual blocks."""
 
 from __future__ import annotations
 

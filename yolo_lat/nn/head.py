@@ -1,4 +1,4 @@
-"""The detection head of `yolo-lat.yaml`: 1x1 convolutions only, shared by all levels."""
+"""The detection head of YOLO-LAT: 1x1 convolutions only, shared by all levels."""
 
 from __future__ import annotations
 

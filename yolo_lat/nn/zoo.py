@@ -12,17 +12,9 @@ from ultralytics.utils import DEFAULT_CFG_PATH
 from yolo_lat.data.faults import shown
 from yolo_lat.data.files import read_yaml
 from yolo_lat.errors import UserError, nearest
-from yolo_lat.resources import resource
+from yolo_lat.resources import model_names, resource
 
 ULTRALYTICS_CFG = DEFAULT_CFG_PATH.parent
-
-
-def model_names() -> list[str]:
-    """Return the names of all shipped models, family by family, each as `<family>-<scale>`."""
-    names = []
-    for file in sorted(resource("cfg/models").glob("*.yaml"), key=lambda f: (len(f.stem), f.stem)):
-        names += [f"{file.stem}-{scale}" for scale in _read(file).get("scales", {})]
-    return names
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -87,8 +79,10 @@ def load_model_yaml(model: str | Path, scale: str | None = None) -> dict[str, An
     if not file.is_file():
         stem = str(model).removesuffix(".yaml")
         found = _split(stem)
-        if resource(f"cfg/models/{stem}.yaml").is_file():
-            file = resource(f"cfg/models/{stem}.yaml")
+        spellings = (f"{stem}-{scale}", "-".join(found or ()), stem)  # the first two of one with a YAML of its own
+        ours = (resource(f"cfg/models/{name}.yaml") for name in spellings)
+        if own := next((yaml for yaml in ours if yaml.is_file()), None):
+            file = own
         elif found:
             file, named = resource(f"cfg/models/{found[0]}.yaml"), found[1]
         elif file.suffix == ".yaml" and (stock := _ultralytics_yaml(stem)):
@@ -107,5 +101,6 @@ def load_model_yaml(model: str | Path, scale: str | None = None) -> dict[str, An
     scale = scale or named or content.get("scale") or (next(iter(scales)) if len(scales) == 1 else None)
     if scale not in scales:
         problem = f"has no scale '{scale}'" if scale else "needs a scale"
-        raise UserError(f"{file.name} {problem}; give scale= one of {', '.join(scales)}")
+        family = [name.rpartition("-")[2] for name in model_names() if name.rpartition("-")[0] == str(model)]
+        raise UserError(f"{file.name} {problem}; give scale= one of {', '.join(family or scales)}")
     return {**content, "scale": scale, "yaml_file": str(file)}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from yolo_lat.deploy.benchmark.plan import BASELINES, Cell, make_plan, shipped_names
+from yolo_lat.deploy.benchmark.plan import BASELINES, Cell, make_plan
 from yolo_lat.deploy.benchmark.settings import SETTINGS
 from yolo_lat.errors import UserError
-from yolo_lat.nn import model_names
+from yolo_lat.resources import model_names
 
 
 def test_defaults_are_the_protocol():
@@ -41,8 +41,9 @@ def test_lists_are_written_with_commas_and_cells_are_their_product(models):
     assert make_plan(str(models["quick"])).entries[0].name == "quick"
 
 
-def test_names_are_known_without_torch():
-    assert sorted(shipped_names()) == sorted(model_names())
+def test_every_model_that_ships_is_known():
+    names = model_names()
+    assert [entry.source for entry in make_plan(",".join(names)).entries] == [f"{name}.yaml" for name in names]
     assert len(BASELINES) == 20
 
 
@@ -57,7 +58,7 @@ def test_settings_are_named_from_the_list():
     [
         ({"models": "yolo-lat-q"}, "no model 'yolo-lat-q'; did you mean 'yolo-lat-"),
         ({"models": "yolo27n"}, "no model 'yolo27n'; did you mean 'yolo2"),
-        ({"models": "resnet"}, "no model 'resnet'; known names are yolo-lat-12-ela-n, "),
+        ({"models": "resnet"}, "no model 'resnet'; known names are yolo-lat-p, "),
         ({"models": "x=none.onnx"}, "models=x=none.onnx: none.onnx is not a file"),
         ({"models": "yolo26n,yolo26n"}, "two models have one name"),
         ({"models": ""}, "no model is given"),

@@ -9,13 +9,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from yolo_lat.deploy.benchmark.settings import Setting, find_settings
 from yolo_lat.deploy.session import device_name, parse_device
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.pretrained import find_pretrained, pretrained_names
-from yolo_lat.resources import resource
+from yolo_lat.resources import model_names
 
 BOUNDARIES = ("forward", "pipeline")
 PRECISIONS = ("fp32", "fp16")
@@ -205,20 +203,11 @@ def _entry(text: str) -> Entry:
         if suffix not in (".yaml", ".yml") and not Path(source).is_file():
             raise UserError(f"models={text}: {source} is not a file; correct the path")
         return Entry(label.strip() if equals else Path(source).stem, source)
-    known = [*shipped_names(), *pretrained_names(), *BASELINES]
+    known = [*model_names(), *pretrained_names(), *BASELINES]
     if source not in known:
         hint = nearest(source, known) or f"; known names are {', '.join(known)}"
         raise UserError(f"no model '{source}'{hint}")
     return Entry(label.strip() if equals else source, f"{source}.yaml")
-
-
-def shipped_names() -> list[str]:
-    """Return the names of our own models, read without torch."""
-    names = []
-    for file in sorted(resource("cfg/models").glob("*.yaml")):
-        scales = yaml.safe_load(file.read_text(encoding="utf-8"))["scales"]
-        names += [f"{file.stem}-{letter}" for letter in scales]
-    return names
 
 
 def _usual_references(names: list[str]) -> tuple[str, ...]:
