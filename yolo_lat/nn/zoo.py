@@ -41,12 +41,16 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and value > 0
 
 
-def _split(name: str) -> tuple[str, str] | None:
-    """Split `yolo-lat-n` or `yolo-lat-v8n` into the stem of a shipped YAML and a scale letter."""
+def _find(name: str, scale: str | None = None) -> tuple[Path, str | None] | None:
+    """Find the shipped YAML of a name, and the scale that the name says, None if it says none.
+
+    `yolo-lat-n` and `yolo-lat-v8n` say one. A scale may have a YAML of its own, which comes before that of its family.
+    """
     match = re.fullmatch(r"(.+?)-?([a-z])", name)
-    if match and resource(f"cfg/models/{match[1]}.yaml").is_file():
-        return match[1], match[2]
-    return None
+    family, letter = match.groups() if match else (name, None)
+    known = ((f"{family}-{letter}", letter), (f"{name}-{scale}", None), (name, None), (family, letter))
+    files = ((resource(f"cfg/models/{stem}.yaml"), said) for stem, said in known)
+    return next(((file, said) for file, said in files if file.is_file()), None)
 
 
 def _ultralytics_yaml(stem: str) -> Path | None:
@@ -57,8 +61,7 @@ def _ultralytics_yaml(stem: str) -> Path | None:
 
 def is_ours(name: str) -> bool:
     """Whether `name`, with or without .yaml, is a shipped model or family."""
-    stem = name.removesuffix(".yaml")
-    return resource(f"cfg/models/{stem}.yaml").is_file() or _split(stem) is not None
+    return _find(name.removesuffix(".yaml")) is not None
 
 
 def load_model_yaml(model: str | Path, scale: str | None = None) -> dict[str, Any]:
@@ -78,13 +81,8 @@ def load_model_yaml(model: str | Path, scale: str | None = None) -> dict[str, An
     file, named = Path(model), None
     if not file.is_file():
         stem = str(model).removesuffix(".yaml")
-        found = _split(stem)
-        spellings = (f"{stem}-{scale}", "-".join(found or ()), stem)  # the first two of one with a YAML of its own
-        ours = (resource(f"cfg/models/{name}.yaml") for name in spellings)
-        if own := next((yaml for yaml in ours if yaml.is_file()), None):
-            file = own
-        elif found:
-            file, named = resource(f"cfg/models/{found[0]}.yaml"), found[1]
+        if found := _find(stem, scale):
+            file, named = found
         elif file.suffix == ".yaml" and (stock := _ultralytics_yaml(stem)):
             file, named = stock, guess_model_scale(stem)
         else:
