@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import tempfile
@@ -109,6 +110,7 @@ class LatValidator(DetectionValidator):
 
     loss: Any  # by name, during training
     metrics: Any  # LatMetrics; a Submission once a split without annotations is done
+    device: torch.device
 
     def __init__(
         self,
@@ -135,7 +137,8 @@ class LatValidator(DetectionValidator):
         """Validate; training's last call names the weights by their path."""
         if isinstance(model, str | Path):
             self.given_model = str(model)
-        with _processes_without_gpu() if RANKS > 1 and not torch.cuda.is_available() else nullcontext():
+        foreign = _processes_without_gpu() if RANKS > 1 and not torch.cuda.is_available() else nullcontext()
+        with foreign, _without_collection():
             return super().__call__(trainer, model, **kwargs)
 
     def build_dataset(self, img_path: Any, mode: str = "val", batch: int | None = None) -> LatDataset:
@@ -186,6 +189,16 @@ class LatValidator(DetectionValidator):
             max_time_img=float("inf"),
         )
         return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in outputs]
+
+    def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
+        """Take in a batch on the host: each of the many steps for an image's few boxes would wait for a GPU."""
+        preds = [{key: value.float().cpu() for key, value in of_image.items()} for of_image in preds]
+        truth = {key: batch[key].cpu() for key in ("batch_idx", "cls", "bboxes")}
+        device, self.device = self.device, torch.device("cpu")
+        try:
+            super().update_metrics(preds, {**batch, **truth})
+        finally:
+            self.device = device
 
     def plot_predictions(
         self, batch: dict[str, Any], preds: list[dict[str, torch.Tensor]], ni: int, max_det: int | None = None
@@ -295,6 +308,18 @@ def ultralytics_data(spec: DatasetSpec) -> dict[str, Any]:
         "nc": len(spec.names),
         "channels": 3,
     }
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep Python from looking for cycles, which among hundreds of thousands of boxes takes longer than making them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 @contextmanager
