@@ -44,19 +44,7 @@ def main() -> None:
         sys.exit(2)
     bandwidth = copy_bandwidth()
     results = [measure(shape, layout, bandwidth) for shape in SHAPES for layout in LAYOUTS]
-    record = {
-        "command": "python tools/bench_ela.py OUT.json",
-        "commit": sys.argv[2] if len(sys.argv) == 3 else _output(["git", "rev-parse", "HEAD"]),
-        "gpu": torch.cuda.get_device_name(),
-        "driver": _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "triton")},
-        "dtype": str(DTYPE),
-        "rounds": ROUNDS,
-        "calls_per_round": CALLS,
-        "copy_bandwidth_gb_per_s": bandwidth / 1e9,
-        "results": results,
-    }
+    record = about("bench_ela.py", bandwidth) | {"calls_per_round": CALLS, "results": results}
     Path(sys.argv[1]).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"{record['gpu']}, copies at {bandwidth / 1e9:.0f} GB/s; ms a call, from a CUDA graph in brackets")
     print(f"{'B-H-L-D-Dv, layout':<34}{'pass':<18}{'plain':>16}{'fused':>16}{'ratio':>7}{'floor':>14}{'memory':>8}")
@@ -71,6 +59,21 @@ def main() -> None:
             )
 
 
+def about(tool: str, bandwidth: float) -> dict[str, Any]:
+    """Return what a record says of where and how its numbers were measured."""
+    return {
+        "command": f"python tools/{tool} OUT.json",
+        "commit": sys.argv[2] if len(sys.argv) == 3 else _output(["git", "rev-parse", "HEAD"]),
+        "gpu": torch.cuda.get_device_name(),
+        "driver": _output(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "triton")},
+        "dtype": str(DTYPE),
+        "rounds": ROUNDS,
+        "copy_bandwidth_gb_per_s": bandwidth / 1e9,
+    }
+
+
 def copy_bandwidth() -> float:
     """Bytes a second of a copy of 1 GiB, read and written."""
     source = torch.empty(2**30, dtype=torch.uint8, device="cuda")
@@ -83,17 +86,14 @@ def measure(shape: tuple[int, int, int, int, int], layout: str, bandwidth: float
     """Time both forms on one shape and layout, with their memory and errors."""
     batch, heads, length, key_dim, value_dim = shape
     generator = torch.Generator("cuda").manual_seed(0)
-    inputs = []
-    for width in (key_dim, key_dim, value_dim):
-        sizes = (batch, heads, length, width) if layout == "rows" else (batch, heads, width, length)
-        x = torch.randn(sizes, dtype=DTYPE, device="cuda", generator=generator)
-        inputs.append((x if layout == "rows" else x.transpose(2, 3)).requires_grad_())
+    widths = (key_dim, key_dim, value_dim)
+    inputs = [draw((batch, heads, length, width), layout, generator).requires_grad_() for width in widths]
     dy = torch.randn_like(inputs[2])
     q, _, v = (x.numel() * x.element_size() for x in inputs)
     moved = {"forward": 2 * q + 2 * v, "forward+backward": (2 * q + 2 * v) + (4 * q + 3 * v)}
     passes = {}
     for name, least in moved.items():
-        calls = {form: _call(form, inputs, dy, name == "forward") for form in FORMS}
+        calls = {form: forward(form, inputs) if name == "forward" else _both(form, inputs, dy) for form in FORMS}
         times = interleaved(calls)
         ratios = [plain / fused for plain, fused in zip(times["plain"], times["fused"], strict=True)]
         floor = least / bandwidth * 1e3
@@ -109,24 +109,36 @@ def measure(shape: tuple[int, int, int, int, int], layout: str, bandwidth: float
         "shape": "-".join(map(str, shape)),
         "layout": layout,
         "passes": passes,
-        "peak_memory_mb": {form: peak_memory(_call(form, inputs, dy, False)) for form in FORMS},
+        "peak_memory_mb": {form: peak_memory(_both(form, inputs, dy)) for form in FORMS},
         "errors": {form: errors(form, inputs, dy) for form in FORMS},
     }
 
 
-def _call(form: Form, inputs: list[Tensor], dy: Tensor, forward_only: bool) -> Callable[[], Any]:
-    q, k, v = inputs
+def draw(shape: tuple[int, int, int, int], layout: str, generator: torch.Generator) -> Tensor:
+    """Return random tokens (B, H, L, D) that lie in memory as `layout` says."""
+    batch, heads, length, width = shape
+    sizes = shape if layout == "rows" else (batch, heads, width, length)
+    x = torch.randn(sizes, dtype=DTYPE, device="cuda", generator=generator)
+    return x if layout == "rows" else x.transpose(2, 3)
 
-    def forward() -> Tensor:
+
+def forward(form: Form, inputs: list[Tensor]) -> Callable[[], Tensor]:
+    """Return the forward pass of q, k and v."""
+
+    def call() -> Tensor:
         with ela_form(form), torch.no_grad():
-            return exact_linear_attention(q, k, v)
+            return exact_linear_attention(*inputs)
 
-    def both() -> list[Tensor]:
+    return call
+
+
+def _both(form: Form, inputs: list[Tensor], dy: Tensor) -> Callable[[], list[Tensor]]:
+    def call() -> list[Tensor]:
         with ela_form(form):
-            y = exact_linear_attention(q, k, v)
+            y = exact_linear_attention(*inputs)
         return [y, *torch.autograd.grad(y, inputs, dy)]
 
-    return forward if forward_only else both
+    return call
 
 
 def timed(call: Callable[[], Any], calls: int) -> float:
@@ -181,9 +193,9 @@ def peak_memory(call: Callable[[], Any]) -> float:
 def errors(form: Form, inputs: list[Tensor], dy: Tensor) -> dict[str, float]:
     """Relative errors of y, dq, dk and dv on the first head."""
     head = [x[:1, :1].detach().requires_grad_() for x in inputs]
-    results = _call(form, head, dy[:1, :1], False)()
+    results = _both(form, head, dy[:1, :1])()
     doubles = [x.detach().double().requires_grad_() for x in head]
-    exact = _call("plain", doubles, dy[:1, :1].double(), False)()
+    exact = _both("plain", doubles, dy[:1, :1].double())()
     some = slice(0, None, -(-doubles[0].shape[2] // 64))
     weights = HadamardExp().pairwise(doubles[0][:, :, some], doubles[1]).detach()
     results[0], exact[0] = results[0][:, :, some], weights @ doubles[2] / weights.sum(-1, keepdim=True)
