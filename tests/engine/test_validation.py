@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import io
 import itertools
 import json
@@ -58,6 +59,20 @@ def test_metrics_are_those_of_pycocotools_on_the_files(detector, run, tmp_path, 
 def test_val_repeats_what_training_found(detector, run, tmp_path):
     metrics = detector.val(project=tmp_path, batch=8, **VAL)  # data and split are those of training
     assert metrics.coco == pytest.approx(run.metrics.coco, abs=1e-4)
+
+
+def test_python_looks_for_cycles_again_afterwards(detector, run, tmp_path, monkeypatch):
+    seen, counted = [], []
+    detector.add_callback("on_val_batch_start", lambda _: seen.append(gc.isenabled()))
+    detector.val(data=run.data, project=tmp_path, **VAL)
+    assert seen
+    assert not any(seen)
+    assert gc.isenabled()
+    monkeypatch.setattr(validator, "evaluate_detections", lambda *_, **__: counted.append(1) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        detector.val(data=run.data, project=tmp_path, **VAL)
+    assert counted
+    assert gc.isenabled()
 
 
 def test_other_splits_and_txt_labels(detector, run, txt_data, tmp_path):
