@@ -18,6 +18,7 @@ SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 AP_COLUMN, SPEED_COLUMN = "metrics/mAP50-95(B)", "speed/images_per_s"
 LOSSES = ("train/box_loss", "val/box_loss", "train/cls_loss", "val/cls_loss")
 SHARE = 0.9  # of the best AP, which `epochs_to_90` is about
+COLUMNS = ("run", "seeds", "AP", "AP50", "squares", "difference", "parameters", "GFLOPs", "ms", "to 90%")
 OF_THE_STUDY = {"run", "data", "seed", "options", "change", "against", "latency"}  # of a row, and not of its training
 
 
@@ -207,17 +208,25 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 
 def markdown_table(rows: list[dict[str, Any]]) -> str:
-    """Return a Markdown table for each data set: AP, AP50, the difference to the row compared with, the costs."""
+    """Return a Markdown table for each data set: AP, AP50, the difference to the row compared with, the costs.
+
+    "squares" is the best AP of a validation in training, which with `cache: device` shows every image as a square.
+    """
     sets: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for (name, data), found in by_row(rows).items():
         sets.setdefault(data, {})[name] = found
     lines = []
     for data, groups in sets.items():
         compared = differences(groups)
-        lines += [f"**{data}**", "", "| run | seeds | AP | AP50 | difference | parameters | GFLOPs | ms | to 90% |"]
-        lines.append("|---|" + "---|" * 8)
+        lines += [
+            f"**{data}**",
+            "",
+            "| run | seeds | AP | AP50 | squares | difference | parameters | GFLOPs | ms | to 90% |",
+        ]
+        lines.append("|---|" + "---|" * 9)
         for name, found in groups.items():
             numbers = [_spread([row["coco"][key] for row in found]) for key in ("AP", "AP50")]
+            numbers.append(_spread([max(ap for _, ap in row["curve"]) for row in found if "curve" in row]))
             against, values = compared.get(name, ("", []))
             change = f"{_spread(values, '+.3f')} to {against}" if values else ""
             costs = [_cell(found, column) for column in ("parameters", "gflops", "latency", "epochs_to_90")]
