@@ -24,16 +24,16 @@ DATA holds a folder for each set with images/train, images/val and annotations/t
 folder a run: carry it to another machine and the study goes on there. `run` starts what is missing, each on the device
 that has fewest, goes on with what was interrupted (exactly, from resume.pt), and after `--seconds` stops what still
 runs. Runs of one seed come before those of the next, so that a study that is cut short has whole rows. Small models at
-once can share a GPU by NVIDIA's MPS, `nvidia-cuda-mps-control -d` before; a training that is killed then takes the others
-of that GPU with it, so let all who start runs there stop at the same time. `collect` writes the twelve COCO
+once can share a GPU by NVIDIA's MPS, `nvidia-cuda-mps-control -d` before; a training that is killed then takes the
+others of that GPU with it, so let all who start runs there stop at the same time. `collect` writes the twelve COCO
 numbers of every finished run, the size of its model, its curve and how far those are that began, joins times that
 `yolo-lat benchmark` measured, and prints mean and standard deviation over seeds. What STATE lacks it takes from the
 record that it replaces and from those given as `--known`, of any study: a run is known by the fingerprint of its keys,
-its recipe and its model's YAML, whatever run and model are called. `run` leaves out what is done in a `--known` record,
-so that a study goes on where its STATE is lost. Neither sees that code has changed, whose commit each row names: leave
-out records from before a change that matters. `draw` makes figures of what `collect` wrote, `table` Markdown. `models`
-writes the changed models and prints the `models=` of a benchmark of all; `sizes` prints parameters and GFLOPs as
-deployed.
+its recipe and its model's YAML, whatever run and model are called. `run` leaves out what is done in a `--known`
+record, so that a study goes on where its STATE is lost. Neither sees that code has changed, whose commit each row
+names: leave out records from before a change that matters. `draw` makes figures of what `collect` wrote, `table`
+Markdown. `models` writes the changed models and prints the `models=` of a benchmark of all; `sizes` prints parameters
+and GFLOPs as deployed.
 """
 
 from __future__ import annotations
