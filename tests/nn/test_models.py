@@ -96,7 +96,7 @@ def test_neck_swap_keeps_backbone_and_head(ours: str, stock: str, scale: str) ->
     assert shape(swapped.model[:depth]) == shape(origin.model[:depth])
     assert shape(swapped.model[-1]) == shape(origin.model[-1])
     used = {m.type.rpartition(".")[2] for m in swapped.model[depth:-1]}
-    assert used == {"HyperLink", "ELABlock", "Conv"}
+    assert used == {"CrossScaleELA", "Level", "HyperLink", "LocalBlock", "Conv"}
     assert count_parameters(swapped) < count_parameters(origin)
 
 

@@ -65,5 +65,5 @@ def test_points_that_are_none(text) -> None:
 def test_what_cannot_be_drawn(picture, tmp_path) -> None:
     with pytest.raises(UserError, match="no picture, and no video with a frame 0"):
         attention_maps.read_picture(tmp_path / "none.jpg", 0)
-    with pytest.raises(UserError, match=r"model=yolo-lat-v8-n has no cross-scale ELA"):
-        attention_maps.attention_of("yolo-lat-v8-n", picture, [(0.5, 0.5)], 0.25)
+    with pytest.raises(UserError, match=r"model=yolo-lat-paper-n has no cross-scale ELA"):
+        attention_maps.attention_of("yolo-lat-paper-n", picture, [(0.5, 0.5)], 0.25)
