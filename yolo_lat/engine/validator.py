@@ -137,8 +137,10 @@ class LatValidator(DetectionValidator):
         """Validate; training's last call names the weights by their path."""
         if isinstance(model, str | Path):
             self.given_model = str(model)
-        foreign = _processes_without_gpu() if RANKS > 1 and not torch.cuda.is_available() else nullcontext()
-        with foreign, _without_collection():
+        with (
+            _processes_without_gpu() if RANKS > 1 and not torch.cuda.is_available() else nullcontext(),
+            _without_collection(),
+        ):
             return super().__call__(trainer, model, **kwargs)
 
     def build_dataset(self, img_path: Any, mode: str = "val", batch: int | None = None) -> LatDataset:
@@ -177,7 +179,7 @@ class LatValidator(DetectionValidator):
         self.image_ids = {str(image.path): image.image_id for image in dataset.images}
 
     def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
-        """Suppress overlapping boxes, without Ultralytics' time limit."""
+        """Suppress overlapping boxes, without Ultralytics' time limit; what is left is on the host, in float32."""
         outputs = nms.non_max_suppression(
             preds,
             self.args.conf,
@@ -188,11 +190,11 @@ class LatValidator(DetectionValidator):
             end2end=self.end2end,
             max_time_img=float("inf"),
         )
-        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in outputs]
+        kept = [x.float().cpu() for x in outputs]
+        return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in kept]
 
     def update_metrics(self, preds: list[dict[str, torch.Tensor]], batch: dict[str, Any]) -> None:
         """Take in a batch on the host: each of the many steps for an image's few boxes would wait for a GPU."""
-        preds = [{key: value.float().cpu() for key, value in of_image.items()} for of_image in preds]
         truth = {key: batch[key].cpu() for key in ("batch_idx", "cls", "bboxes")}
         device, self.device = self.device, torch.device("cpu")
         try:
