@@ -218,15 +218,11 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
     lines = []
     for data, groups in sets.items():
         compared = differences(groups)
-        lines += [
-            f"**{data}**",
-            "",
-            "| run | seeds | AP | AP50 | squares | difference | parameters | GFLOPs | ms | to 90% |",
-        ]
-        lines.append("|---|" + "---|" * 9)
+        lines += [f"**{data}**", "", f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
         for name, found in groups.items():
             numbers = [_spread([row["coco"][key] for row in found]) for key in ("AP", "AP50")]
-            numbers.append(_spread([max(ap for _, ap in row["curve"]) for row in found if "curve" in row]))
+            square = [row["curve"] for row in found if "curve" in row and row["options"].get("cache") == "device"]
+            numbers.append(_spread([max(ap for _, ap in curve) for curve in square]))
             against, values = compared.get(name, ("", []))
             change = f"{_spread(values, '+.3f')} to {against}" if values else ""
             costs = [_cell(found, column) for column in ("parameters", "gflops", "latency", "epochs_to_90")]

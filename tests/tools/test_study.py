@@ -153,17 +153,21 @@ def test_the_table_has_means_over_the_seeds_that_are_done(capsys) -> None:
 def test_differences_are_to_the_mean_of_the_first_row_of_a_model_or_of_the_one_named() -> None:
     rows = [
         *(row("base", i, ap, curve=[(5, ap), (10, ap / 2)]) for i, ap in enumerate((0.1, 0.2, 0.3))),
+        row("host", 0, 0.5, curve=[(5, 0.4)], against="base"),
         *(row("more", seed, ap) for seed, ap in enumerate((0.2, 0.4, None))),
         row("other", 1, 0.5, model="o", against="more"),
         row("alone", 0, 0.5, model="z"),
         row("waiting", 0, None),
     ]
+    for base in rows[:3]:
+        base["options"] = base["options"] | {"cache": "device"}
     groups = {name: found for (name, _), found in study_record.by_row(rows).items()}
     found = study_record.differences(groups)
-    assert found.keys() == {"more", "other"}
+    assert found.keys() == {"host", "more", "other"}
     assert found["more"] == ("base", pytest.approx([0.0, 0.2]))
     assert found["other"] == ("more", pytest.approx([0.2]))
     table = study_record.markdown_table(rows)
+    assert "| host | 1 | 0.500 | 0.500 | - |" in table
     assert "| base | 3 | 0.200 ± 0.100 | 0.500 ± 0.000 | 0.200 ± 0.100 |" in table
     assert "| more | 2 | 0.300 ± 0.141 | 0.500 ± 0.000 | - | +0.100 ± 0.141 to base | - | - | - | - |" in table
     assert "| waiting | 0 | - | - | - |  | - | - | - | - |" in table
