@@ -5,7 +5,7 @@
 Times are microseconds of a replay from a CUDA graph, batch 32, 4 heads of width 16, bfloat16, as bench_ela.py measures
 them; the share is that of the time in which one large copy moves q, k, v and y once. "copies" are as many bytes moved
 by two plain copies at this size, one for each pass over the tokens: what launching and filling the GPU twice costs by
-itself. The first launch is how fused.py does it.
+itself. The first launch is how fused.py does it, and "kernel_us" what each of its kernels takes, by PyTorch's profiler.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from unittest.mock import patch
 import bench_ela
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from yolo_lat.ela import fused
 
@@ -56,7 +57,9 @@ def main() -> None:
     floors = {n: 4e6 * inputs[n, "rows"][0].nbytes / bandwidth for n in LENGTHS}
     copies = {n: 1e3 * bench_ela.replayed(two_copies(inputs[n, "rows"][0])) for n in LENGTHS}
     rows = [row for launch in launches() for row in measure(launch, inputs, floors)]
-    record = bench_ela.about("tune_ela.py", bandwidth) | {"floor_us": floors, "copies_us": copies, "launches": rows}
+    kernels = {layout: kernel_times(inputs[LENGTHS[0], layout]) for layout in bench_ela.LAYOUTS}
+    record = bench_ela.about("tune_ela.py", bandwidth) | {"floor_us": floors, "copies_us": copies}
+    record |= {"kernel_us": kernels, "launches": rows}
     Path(sys.argv[1]).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print(f"us of the floor: {floors}, of two copies: {copies}")
     print("shares of the floor: block, warps, stages, programs, fewest tokens, layout")
@@ -110,6 +113,15 @@ def measure(
             continue
         share = {n: floors[n] / times[n] for n in LENGTHS}
         yield {"launch": launch._asdict(), "layout": layout, "us": times, "share": share}
+
+
+def kernel_times(inputs: list[Tensor]) -> dict[str, float]:
+    """Return the mean microseconds of each kernel of the forward pass."""
+    call = bench_ela.forward("fused", inputs)
+    bench_ela.timed(call, 3)
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        bench_ela.timed(call, bench_ela.REPLAYS)
+    return {e.key: e.self_device_time_total / e.count for e in seen.key_averages() if e.self_device_time_total}
 
 
 def two_copies(source: Tensor) -> Callable[[], list[Tensor]]:
