@@ -37,6 +37,16 @@ class Distillation(DistillationModel):
                 "with as many"
             )
         super().__init__(teacher, student)
+        self.train()
+
+    def train(self, mode: bool = True) -> Distillation:
+        """Set the mode of the student; the teacher stays as it is, and its head does not decode what it predicts.
+
+        No box of the teacher is used, and the anchors of a new shape cannot be made while a CUDA graph is captured.
+        """
+        super().train(mode)
+        self.teacher_model.model[-1].training = True
+        return self
 
     def loss(self, batch: dict[str, Any], preds: Any = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the losses of a batch, a sum over its images, that of the features the last, and each by its name."""
