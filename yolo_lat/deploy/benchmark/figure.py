@@ -16,6 +16,7 @@ from yolo_lat.deploy.benchmark.table import heading, size_cells
 from yolo_lat.errors import UserError
 from yolo_lat.unfinished import whole_file
 
+NEAR = 0.05  # of the spread of heights, within which names would lie over one another
 _MARKERS = {"forward": "o", "pipeline": "s"}
 
 
@@ -44,7 +45,7 @@ def draw(record: Record, path: str | Path) -> None:
             here = {key: ms for key, ms in points.items() if key[0] in cells_here.values()}
             if not here:
                 axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, horizontalalignment="center")
-            slowest = max(here, key=lambda key: here[key])[1] if here else ""
+            placed = dict[str, tuple[dict[str, float], float]]()
             for model in record.models:
                 times = {
                     boundary: here[cell, model.name]
@@ -53,7 +54,8 @@ def draw(record: Record, path: str | Path) -> None:
                 }
                 height = model.ap(cells_here["forward"]) if known else model.parameters and model.parameters / 1e6
                 if times and height is not None:
-                    _draw_model(axes, model.name, times, height, colours[model.name], model.name == slowest)
+                    placed[model.name] = times, height
+            _draw_models(axes, placed, colours)
         _legend(line[-1], record, Cell(imgsz, batches[0], precision, "forward"), colours)
     figure.suptitle("Latency of a batch and " + ("COCO AP" if known else "parameters; accuracy not measured"))
     figure.supxlabel(_plain(fill(" · ".join(heading(record)), 60 * len(batches) + 20)), fontsize=7)
@@ -61,21 +63,30 @@ def draw(record: Record, path: str | Path) -> None:
         FigureCanvasAgg(figure).print_png(str(partial))
 
 
-def _draw_model(axes: Axes, name: str, times: dict[str, float], height: float, colour: str, slowest: bool) -> None:
-    """Mark a model's times, joined by a line, and write its name on their left; on the right if nothing is there."""
-    axes.plot(list(times.values()), [height] * len(times), color=colour, linewidth=1)
-    for boundary, median in times.items():
-        axes.plot([median], [height], _MARKERS[boundary], color=colour, markersize=7)
-    axes.annotate(
-        _plain(name),
-        (max(times.values()) if slowest else min(times.values()), height),
-        (8 if slowest else -8, 0),
-        textcoords="offset points",
-        fontsize=8,
-        color=colour,
-        horizontalalignment="left" if slowest else "right",
-        verticalalignment="center",
-    )
+def _draw_models(axes: Axes, placed: dict[str, tuple[dict[str, float], float]], colours: dict[str, str]) -> None:
+    """Mark each model's times, joined by a line, and write its name where there is room.
+
+    That is on the left, and on the right of the slowest of all and of the slowest of several at about one height.
+    """
+    heights = [height for _, height in placed.values()]
+    slowest = max((max(times.values()) for times, _ in placed.values()), default=0.0)
+    for name, (times, height) in placed.items():
+        axes.plot(list(times.values()), [height] * len(times), color=colours[name], linewidth=1)
+        for boundary, median in times.items():
+            axes.plot([median], [height], _MARKERS[boundary], color=colours[name], markersize=7)
+        near = NEAR * (max(heights) - min(heights))
+        beside = [max(other.values()) for other, at in placed.values() if abs(at - height) <= near]
+        right = max(times.values()) in ([max(beside), slowest] if len(beside) > 1 else [slowest])
+        axes.annotate(
+            _plain(name),
+            (max(times.values()) if right else min(times.values()), height),
+            (8 if right else -8, 0),
+            textcoords="offset points",
+            fontsize=8,
+            color=colours[name],
+            horizontalalignment="left" if right else "right",
+            verticalalignment="center",
+        )
 
 
 def _legend(axes: Axes, record: Record, cell: Cell, colours: dict[str, str]) -> None:
