@@ -5,11 +5,13 @@
     python tools/readme_table.py --check    exits with 1 unless the files have them
 
 Reads docs/results/benchmark-*.json; records of one machine that `yolo-lat benchmark record=` can join are one part.
-docs/speed.md gets every cell, the README those of one size, in the lowest precision that the machine was measured in.
+docs/speed.md gets every cell, the README those of one size and of models that ship, in the lowest precision that the
+machine was measured in.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from itertools import groupby
@@ -18,6 +20,7 @@ from pathlib import Path
 from yolo_lat.deploy.benchmark.plan import BOUNDARIES, Cell
 from yolo_lat.deploy.benchmark.record import Measured, Record, Result, differences, read_record, read_records
 from yolo_lat.deploy.benchmark.table import heading, ratio_cell, size_cells
+from yolo_lat.resources import model_names
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- benchmark:begin -->", "<!-- benchmark:end -->"
@@ -56,25 +59,32 @@ def put(table: str, file: Path, write: bool) -> None:
 
 
 def short_table(parts: list[tuple[Record, list[str]]]) -> str:
-    """Return one table of all machines: a row a model, a column for each batch and boundary of a machine."""
+    """Return one table of all machines: a row a model, a column for each batch and boundary of a machine.
+
+    Candidates and models of former times are left out, and records that have no other of ours. Records of one machine
+    that cannot be joined share columns: each model has the time of the first that measured it, and its ratio to the
+    reference in the same rounds.
+    """
     reference = parts[0][0].how["references"][0]
-    columns, rows, lines = ["model", "parameters", "GFLOPs", "AP"], dict[str, list[str]](), []
+    names = {name for name in model_names() if "-first-" not in name}
+    columns, sizes, lines = dict[str, dict[str, str]](), dict[str, list[str]](), []
     for record, _ in parts:
+        if names.isdisjoint(model.name for model in record.models):
+            continue
         cpu = record.machine["device"] == record.machine["cpu"]
         precisions = {measured.precision for measured in record.cells}
         precision = "fp16" if "fp16" in precisions else "fp32"
         place = "CPU" if cpu else record.machine["device"].removeprefix("NVIDIA ").split()[0]
         lines.append(f"{place}: {heading(record)[0]}; {precision}")
         for measured in chosen(record, precision):
-            columns.append(f"{place}, batch {measured.batch}, {measured.boundary}")
+            column = columns.setdefault(f"{place}, batch {measured.batch}, {measured.boundary}", {})
             for result in measured.results:
-                sizes = size_cells(record.model(result.model), measured.cell)
-                row = rows.setdefault(result.model, [result.model, *sizes])
-                row += ["-"] * (len(columns) - 1 - len(row)) + [short_cell(result, reference)]
-    for row in rows.values():
-        row += ["-"] * (len(columns) - len(row))
-    content = [columns, ["---"] * len(columns), *rows.values()]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in content)
+                if result.model in names or re.match(r"yolo(?!-lat)", result.model):
+                    sizes.setdefault(result.model, size_cells(record.model(result.model), measured.cell))
+                    column.setdefault(result.model, short_cell(result, reference))
+    titles = ["model", "parameters", "GFLOPs", "AP", *columns]
+    rows = [[name, *sizes[name], *(column.get(name, "-") for column in columns.values())] for name in sizes]
+    table = "\n".join("| " + " | ".join(row) + " |" for row in [titles, ["---"] * len(titles), *rows])
     lines = [f"{SHORT_SIZE} px; ms for a whole batch, and how many times faster than {reference}", *lines]
     return table + "\n\n" + "  \n".join(lines)
 

@@ -355,13 +355,13 @@ def test_what_is_recorded_is_what_the_study_declares(record) -> None:
 def test_latency_goes_to_runs_of_that_name_and_to_unchanged_models_at_the_same_size() -> None:
     record = ROOT / "docs/results/benchmark-h100-320px.json"
     rows = [
-        row("p", 0, 0.1, model="yolo-lat-p"),
+        row("p", 0, 0.1, model="yolo-lat-first-p"),
         row("v8", 0, 0.1, model="yolov8n.yaml"),
-        row("yolo-lat-first-n", 0, 0.1, model="yolo-lat-p", change={"rows.0": 1}),
-        row("changed", 0, 0.1, model="yolo-lat-p", change={"rows.0": 1}),
+        row("yolo-lat-first-n", 0, 0.1, model="yolo-lat-first-p", change={"rows.0": 1}),
+        row("changed", 0, 0.1, model="yolo-lat-first-p", change={"rows.0": 1}),
         row("unknown", 0, 0.1, model="yolo-lat-s"),
     ]
-    rows.append(row("larger", 0, 0.1, model="yolo-lat-p"))
+    rows.append(row("larger", 0, 0.1, model="yolo-lat-first-p"))
     rows[-1]["options"]["imgsz"] = 640
     found = study_record.make_record("command", rows, [record])["runs"]
     assert [found[i]["latency"]["median_ms"] for i in (0, 1)] == [0.22114, pytest.approx(0.675, abs=1e-3)]
@@ -427,7 +427,7 @@ def test_sizes_are_those_of_the_deployed_models(tmp_path, capsys) -> None:
     study.print_sizes(
         study.read_study(write_study(tmp_path / "s.yaml", models={"p": "yolo-lat-p"}, runs=runs)), 320, 80
     )
-    assert capsys.readouterr().out.splitlines()[2:] == ["| p-base | 267,880 | 0.314 |", "| p-none | 255,400 | 0.294 |"]
+    assert capsys.readouterr().out.splitlines()[2:] == ["| p-base | 271,304 | 0.324 |", "| p-none | 258,824 | 0.303 |"]
 
 
 @pytest.mark.slow

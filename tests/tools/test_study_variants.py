@@ -25,10 +25,10 @@ from yolo_lat.nn import LatModel, load_model_yaml  # noqa: E402
 from yolo_lat.nn.complexity import count_parameters  # noqa: E402
 from yolo_lat.nn.cross_scale import CrossScaleELA  # noqa: E402
 
-P, N = 261_236, 1_453_680  # parameters as trained, 80 classes
+P, N, FIRST_P = 264_724, 1_453_680, 261_236  # parameters as trained, 80 classes
 PARAMETERS_OF_P = {
     "kernels": {"HadamardExp": P, "SumSquaredDistance": P, "DiffSquaredDistance": P, "ModulatedDot": P},
-    "links": {"hyper-link": P, "sum": P - 128, "concat": 273_524, "residual": P + 4_224, "transformer": P + 4_160},
+    "links": {"hyper-link": P, "sum": P - 128, "concat": 281_236, "residual": P + 4_224, "transformer": P + 4_160},
     "attention": {
         **dict.fromkeys(("cross-scale", "per-level", "softmax", "area", "ela-p5", "softmax-p5"), P),
         **{"none": P - 8_448, "mean": P - 4_224},
@@ -36,12 +36,13 @@ PARAMETERS_OF_P = {
     "block": {
         **{"base": P, "local-0": P - 3_456, "local-3": P - 2_048, "local-7": P + 3_072, "heads-2": P - 2_112},
         **{"heads-8": P + 4_224, "key-4": P - 2_112, "key-16": P + 4_224, "key-32": P + 12_672, "no-gate": P - 64},
-        **{"lobe": P + 12_672, "experts-4": 302_196, "at-p5": P - 1_728, "at-p4": P - 1_728, "at-p3": P - 1_728},
+        **{"lobe": P + 12_672, "experts-4": 305_684, "at-p5": P - 1_728, "at-p4": P - 1_728, "at-p3": P - 1_728},
         "at-p3-p4-p5": P + 1_728,
     },
     "parts": {
-        **{"base": P, "patch-stem": P - 1_920, "dense-p3": 325_364, "stride-4-block": 262_676},
-        **{"no-p4-block": 249_236, "two-p4-blocks": 273_236, "attention-at-p3": P + 1_728, "no-attention": 236_660},
+        **{"base": FIRST_P, "patch-stem": FIRST_P - 1_920, "dense-p3": 325_364, "stride-4-block": 262_676},
+        **{"no-p4-block": 249_236, "two-p4-blocks": 273_236, "no-attention": 236_660},
+        "attention-at-p3": FIRST_P + 1_728,
     },
 }
 PARAMETERS_OF_N = {
@@ -94,7 +95,8 @@ def batch(size: int = 64) -> dict[str, Any]:
 @pytest.mark.parametrize(("model", "name"), PARAMETERS)
 def test_each_variant_has_its_parameters(model: str, name: str, tmp_path) -> None:
     runs = {run.row[0]: run for run in study.read_study(ROOT / f"tools/studies/{name}.yaml")}
-    of_model = {key: run for key, run in runs.items() if run.options["model"] == f"yolo-lat-{model}"}
+    names = (f"yolo-lat-{model}", f"yolo-lat-first-{model}")
+    of_model = {key: run for key, run in runs.items() if run.options["model"] in names}
     found = {key.removeprefix(f"{model}-"): count_parameters(build(run, tmp_path)) for key, run in of_model.items()}
     assert found == PARAMETERS[model, name]
 

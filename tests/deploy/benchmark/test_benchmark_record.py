@@ -216,18 +216,44 @@ def test_the_tables_of_the_readme_and_of_all_are_written_and_checked(tmp_path, c
         readme_table.main(["--write"], tmp_path)
 
 
-def test_the_readme_shows_one_size_and_every_batch_and_boundary(tmp_path):
-    record = make_record()
+def named(record: Record, name: str) -> Record:
+    """The record with another name for its first model."""
+    record.models[0].name = name
+    for measured in record.cells:
+        measured.results[0].model = name
+    return record
+
+
+def rows_of(table: str) -> list[list[str]]:
+    return [[c.strip() for c in row.strip("|").split("|")] for row in table.splitlines() if "|" in row]
+
+
+def test_the_readme_shows_one_size_and_every_batch_and_boundary():
+    record = named(make_record(), "yolo-lat-p")
     large = [replace(m, imgsz=640) for m in record.cells]
     record.cells += [*large, *(replace(m, batch=32) for m in large[:1])]
-    table = readme_table.short_table([(record, [])])
-    names, _, *rows = [[c.strip() for c in row.strip("|").split("|")] for row in table.splitlines() if "|" in row]
+    names, _, *rows = rows_of(readme_table.short_table([(record, [])]))
     assert names[:4] == ["model", "parameters", "GFLOPs", "AP"]
     assert [name.partition(", ")[2] for name in names[4:]] == [
         *("batch 1, forward", "batch 1, pipeline", "batch 32, forward"),
     ]
-    (ours,) = [row for row in rows if row[0] == "ours"]
+    (ours,) = [row for row in rows if row[0] == "yolo-lat-p"]
     assert ours[4:] == ["1.00 ms, 4.00x", "3.00 ms, 4.00x", "1.00 ms, 4.00x"]
+
+
+def test_the_readme_shows_what_ships_and_a_machine_once():
+    parts = []
+    for name, factor in (("yolo-lat-first-p", 1), ("yolo-lat-p", 2), ("candidate", 3), ("yolo-lat-n", 4)):
+        record = named(make_record(factor), name)
+        record.cells = [replace(m, imgsz=640) for m in record.cells]
+        parts.append((record, []))
+    table = readme_table.short_table(parts)
+    names, _, *rows = rows_of(table)
+    assert len(names) == 6
+    assert {row[0]: row[4] for row in rows} == {
+        **{"yolo-lat-p": "2.00 ms, 2.00x", "yolo26n": "4.00 ms, 1.00x", "yolo-lat-n": "4.00 ms, 1.00x"},
+    }
+    assert table.count("GPU: GPU A") == 2
 
 
 def test_the_tables_are_those_of_the_records():
