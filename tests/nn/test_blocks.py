@@ -8,18 +8,7 @@ from forms import check_gradients_and_fused_forms, fuse, maps, settled
 from torch import Tensor, nn
 
 from yolo_lat.ela import KERNELS, ela_state
-from yolo_lat.nn import (
-    BranchedConv,
-    CrossScaleELA,
-    ELA2d,
-    ELABlock,
-    ELALayer,
-    GatedFFN,
-    HyperLink,
-    Level,
-    LocalBlock,
-    PixelStem,
-)
+from yolo_lat.nn import CrossScaleELA, ELA2d, ELABlock, ELALayer, GatedFFN, HyperLink, Level, LocalBlock, PixelStem
 from yolo_lat.nn.attention import merge_heads, split_heads
 from yolo_lat.nn.layout import channels_last_graph
 
@@ -35,8 +24,6 @@ BLOCKS = {
     "ELABlock narrowing": (lambda: ELABlock(48, 32, n=1), maps(48)[0], 32),
     "LocalBlock": (lambda: LocalBlock(32, 32, n=2), maps(32)[0], 32),
     "LocalBlock dense": (lambda: LocalBlock(16, 32, n=1, k=5, depthwise=False), maps(16)[0], 32),
-    "LocalBlock of branches": (lambda: LocalBlock(16, 16, n=1, k=7, branches=2), maps(16)[0], 16),
-    "BranchedConv": (lambda: BranchedConv(16, 32, 3, 2), maps(16, size=32)[0], 32),
     "PixelStem": (lambda: PixelStem(3, 16), maps(3, size=64)[0], 16),
     **{f"ELABlock {name}": (lambda name=name: ELABlock(16, 16, kernel=name), maps(16)[0], 16) for name in KERNELS},
 }

@@ -8,7 +8,7 @@ from forms import fuse, settled
 from torch import nn
 from ultralytics.nn.modules import Conv
 
-from yolo_lat.nn import BranchedConv, LocalBlock, PixelStem
+from yolo_lat.nn import LocalBlock, PixelStem
 from yolo_lat.nn.body import ResidualConv
 from yolo_lat.nn.layout import channels_last_graph
 
@@ -35,15 +35,6 @@ class TestResidualConv:
         assert leaves == {nn.Conv2d, nn.Identity, type(unit.act)}  # a Conv's own activation is an Identity
         assert folded.branch.conv.weight.shape == unit.branch.conv.weight.shape
 
-    @pytest.mark.parametrize(("k", "groups"), [(3, 1), (7, 8), (1, 1)], ids=["dense", "depthwise", "1x1"])
-    def test_of_branches_folds_into_one_plain_convolution(self, k: int, groups: int) -> None:
-        x = doubles(2, 8, 9, 7)
-        unit = settled(ResidualConv(8, k, groups, branches=2).double(), x)
-        folded = fuse(unit)
-        same(folded(x), unit(x))
-        assert len([m for m in folded.modules() if isinstance(m, nn.Conv2d)]) == 1
-        same(fuse(folded)(x), folded(x))
-
     def test_is_what_it_says(self) -> None:
         x = doubles(2, 8, 9, 7)
         unit = settled(ResidualConv(8).double(), x)
@@ -61,34 +52,6 @@ class TestResidualConv:
         x = doubles(2, 8, 9, 7).requires_grad_()
         unit(x).sum().backward()
         same(x.grad, torch.ones_like(x))
-
-
-class TestBranchedConv:
-    @pytest.mark.parametrize(
-        ("k", "s", "branches", "groups"), [(3, 1, 1, 1), (3, 2, 2, 1), (7, 1, 3, 8), (5, 2, 1, 4), (1, 1, 2, 1)]
-    )
-    @pytest.mark.parametrize("act", [False, True])
-    def test_folds_into_one_convolution(self, k: int, s: int, branches: int, groups: int, act: bool) -> None:
-        x = doubles(2, 8, 9, 7)
-        unit = settled(BranchedConv(8, 16, k, s, branches, groups, act).double(), x)
-        assert len(unit.parts) == branches + (k > 1)
-        folded = fuse(unit)
-        same(folded(x), unit(x))
-        (conv,) = [m for m in folded.modules() if isinstance(m, nn.Conv2d)]
-        assert (conv.kernel_size, conv.stride, conv.groups) == ((k, k), (s, s), groups)
-        same(fuse(folded)(x), folded(x))
-
-    def test_is_the_sum_of_its_branches(self) -> None:
-        x = doubles(2, 8, 9, 7)
-        unit = settled(BranchedConv(8, 16, branches=2).double(), x)
-        same(unit(x), nn.functional.silu(sum(part.bn(part.conv(x)) for part in unit.parts)))
-
-    @pytest.mark.parametrize(
-        ("change", "message"), [({"k": 4}, "k=4 is no odd side"), ({"branches": 0}, "branches=0 leaves no convolution")]
-    )
-    def test_refuses(self, change: dict[str, int], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            BranchedConv(8, 8, **change)
 
 
 class TestPixelStem:

@@ -1,7 +1,7 @@
 """Blocks, heads and whole models; importing it lets Ultralytics build YAMLs that name them."""
 
 from yolo_lat.nn.blocks import ELA2d, ELABlock, ELALayer, Gate, GatedFFN, HyperLink, PlainFFN
-from yolo_lat.nn.body import BranchedConv, LocalBlock, PixelStem
+from yolo_lat.nn.body import LocalBlock, PixelStem
 from yolo_lat.nn.cross_scale import CrossScaleELA, Level
 from yolo_lat.nn.experts import RoutedFFN
 from yolo_lat.nn.head import LatDetect
@@ -10,7 +10,6 @@ from yolo_lat.nn.published import PaperDetect, PaperELA
 from yolo_lat.nn.zoo import load_model_yaml, model_names
 
 __all__ = [
-    "BranchedConv",
     "CrossScaleELA",
     "ELA2d",
     "ELABlock",

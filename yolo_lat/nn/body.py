@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
 from ultralytics.nn.modules import Conv
 
 from yolo_lat.nn.layout import channels_first
@@ -59,61 +56,6 @@ class PixelStem(nn.Module):
         self.direct = True
 
 
-class BranchedConv(nn.Module):
-    """act(sum_i BN_i(W_i x)), learnt as several convolutions of which inference has one (MobileOne, Vasu et al., 2023).
-
-    The same functions as one convolution computes; what differs is how they are reached.
-
-    Args:
-        c1: input channels.
-        c2: output channels.
-        k: side of the convolutions, odd; where it is above 1, one of side 1 joins them.
-        s: stride.
-        branches: number of convolutions of side k.
-        groups: must divide c1 and c2.
-        act: end with the model's activation.
-
-    Shape:
-        (B, c1, H, W) -> (B, c2, H / s, W / s).
-
-    Raises:
-        ValueError: an even k, or no branch.
-    """
-
-    def __init__(
-        self, c1: int, c2: int, k: int = 3, s: int = 1, branches: int = 2, groups: int = 1, act: bool = True
-    ) -> None:
-        super().__init__()
-        check_odd("k", k)
-        if branches < 1:
-            raise ValueError(f"branches={branches} leaves no convolution; use 1 or more")
-        sides = [k] * branches + [1] * (k > 1)
-        self.parts = nn.ModuleList(Conv(c1, c2, side, s, g=groups, act=False) for side in sides)
-        self.act = Conv.default_act if act else nn.Identity()
-
-    @property
-    def conv(self) -> Any:
-        """The first convolution, once folded the only one."""
-        return self.parts[0].conv
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Sum the branches and activate."""
-        y = self.parts[0](x)
-        for part in self.parts[1:]:
-            y = y + part(x)
-        return self.act(y)
-
-    @torch.no_grad()
-    def fold(self) -> None:
-        """Sum the convolutions, whose batch norms are folded already, into the first."""
-        convs: list[Any] = [part.conv for part in self.parts]
-        weight, bias = convs[0].weight, convs[0].bias
-        for conv in convs[1:]:
-            weight += F.pad(conv.weight, [(weight.shape[-1] - conv.weight.shape[-1]) // 2] * 4)
-            bias += conv.bias
-        self.parts = self.parts[:1]
-
-
 class ResidualConv(nn.Module):
     """act(x + BN(W x)), a residual that folds into one plain convolution for inference.
 
@@ -125,7 +67,6 @@ class ResidualConv(nn.Module):
         k: side of the convolution, odd.
         groups: must divide c; c makes it depthwise.
         act: end with the model's activation.
-        branches: learn the convolution as a `BranchedConv` of so many; 0 for a plain one.
 
     Shape:
         (B, c, H, W) -> (B, c, H, W).
@@ -134,14 +75,10 @@ class ResidualConv(nn.Module):
         ValueError: an even k.
     """
 
-    def __init__(self, c: int, k: int = 3, groups: int = 1, act: bool = True, branches: int = 0) -> None:
+    def __init__(self, c: int, k: int = 3, groups: int = 1, act: bool = True) -> None:
         super().__init__()
         check_odd("k", k)
-        self.branch: Conv | BranchedConv = (
-            BranchedConv(c, c, k, branches=branches, groups=groups, act=False)
-            if branches
-            else Conv(c, c, k, g=groups, act=False)
-        )
+        self.branch = Conv(c, c, k, g=groups, act=False)
         self.act = Conv.default_act if act else nn.Identity()
         self.folded = False
 
@@ -155,8 +92,6 @@ class ResidualConv(nn.Module):
         """Fold the identity into the branch, whose batch norm is folded already."""
         if self.folded:
             return
-        if isinstance(self.branch, BranchedConv):
-            self.branch.fold()
         weight = self.branch.conv.weight
         channels, centre = torch.arange(len(weight), device=weight.device), weight.shape[-1] // 2
         weight[channels, channels % weight.shape[1], centre, centre] += 1
@@ -172,7 +107,6 @@ class LocalBlock(nn.Module):
         n: number of units.
         k: side of the convolution, odd.
         depthwise: split the convolution in two: less to compute and to store, but one more kernel to launch.
-        branches: learn each convolution as a `BranchedConv` of so many; 0 for plain ones.
 
     Shape:
         (B, c1, H, W) -> (B, c2, H, W).
@@ -181,17 +115,16 @@ class LocalBlock(nn.Module):
         ValueError: an even k.
     """
 
-    def __init__(self, c1: int, c2: int, n: int = 1, k: int = 3, depthwise: bool = True, branches: int = 0) -> None:
+    def __init__(self, c1: int, c2: int, n: int = 1, k: int = 3, depthwise: bool = True) -> None:
         super().__init__()
         self.adapt = Conv(c1, c2, 1) if c1 != c2 else nn.Identity()
-        self.units = nn.Sequential(*(self._unit(c2, k, depthwise, branches) for _ in range(n)))
+        self.units = nn.Sequential(*(self._unit(c2, k, depthwise) for _ in range(n)))
 
     @staticmethod
-    def _unit(c: int, k: int, depthwise: bool, branches: int) -> nn.Module:
+    def _unit(c: int, k: int, depthwise: bool) -> nn.Module:
         if not depthwise:
-            return ResidualConv(c, k, branches=branches)
-        spatial = ResidualConv(c, k, groups=c, act=False, branches=branches)
-        return nn.Sequential(spatial, ResidualConv(c, 1, branches=branches))
+            return ResidualConv(c, k)
+        return nn.Sequential(ResidualConv(c, k, groups=c, act=False), ResidualConv(c, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the units."""

@@ -16,7 +16,7 @@ from yolo_lat.errors import UserError
 from yolo_lat.nn import parser
 from yolo_lat.nn.attention import ProjectedELA
 from yolo_lat.nn.blocks import GatedFFN
-from yolo_lat.nn.body import BranchedConv, PixelStem, ResidualConv
+from yolo_lat.nn.body import PixelStem, ResidualConv
 from yolo_lat.nn.complexity import count_gflops, count_parameters
 from yolo_lat.nn.cross_scale import CrossScaleELA
 from yolo_lat.nn.experts import RoutedFFN, with_balance
@@ -129,8 +129,7 @@ class LatModel(DetectionModel):
             raise UserError(f"the model is fused for target={self.fused_for}; load it again for target={self.target}")
         self.fused_for = self.target
         super().fuse(verbose=False)
-        of_target = LatDetect if self.target == "gpu" else PixelStem
-        folded = (BranchedConv, ResidualConv, ProjectedELA, GatedFFN, RoutedFFN, of_target)
+        folded = (ResidualConv, ProjectedELA, GatedFFN, RoutedFFN, LatDetect if self.target == "gpu" else PixelStem)
         for module in self.modules():
             if isinstance(module, folded):
                 module.fold()

@@ -25,7 +25,7 @@ from ultralytics.utils.ops import make_divisible
 from yolo_lat.data.faults import shown
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.nn.blocks import ELABlock, HyperLink
-from yolo_lat.nn.body import BranchedConv, LocalBlock, PixelStem
+from yolo_lat.nn.body import LocalBlock, PixelStem
 from yolo_lat.nn.cross_scale import CrossScaleELA, Level
 from yolo_lat.nn.head import LatDetect
 from yolo_lat.nn.published import PaperDetect, PaperELA
@@ -54,7 +54,6 @@ class Row:
 
 ROWS: dict[str, Row] = {
     "PixelStem": Row(PixelStem),
-    "BranchedConv": Row(BranchedConv),
     "LocalBlock": Row(LocalBlock, repeats=True, optional=True),
     "ELABlock": Row(ELABlock, repeats=True),
     "HyperLink": Row(HyperLink, many=True),
