@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from benchmark_samples import make_record
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 
 from yolo_lat.deploy.benchmark.against import change_table, compare_records
-from yolo_lat.deploy.benchmark.figure import draw
+from yolo_lat.deploy.benchmark.figure import _draw_models, draw
 from yolo_lat.deploy.benchmark.record import Record, differences, read_record, read_records
 from yolo_lat.deploy.benchmark.table import tables, trial_lines
 from yolo_lat.errors import UserError
@@ -182,6 +183,22 @@ def test_the_figure_is_a_picture_with_every_model(tmp_path, accuracy):
         draw(record, tmp_path / "b.png")
 
 
+@pytest.mark.parametrize(
+    ("placed", "right"),
+    [
+        ({"fast": (1.0, 1.0), "slow": (4.0, 3.0)}, {"slow"}),
+        ({"fast": (1.0, 2.0), "near": (2.0, 2.01), "slow": (4.0, 4.0)}, {"near", "slow"}),
+        ({"alone": (1.0, 1.0)}, {"alone"}),
+    ],
+)
+def test_names_in_the_figure_do_not_lie_over_marks_at_their_height(placed, right):
+    axes = Figure().subplots()
+    models = {name: ({"forward": ms, "pipeline": ms + 0.1}, height) for name, (ms, height) in placed.items()}
+    _draw_models(axes, models, dict.fromkeys(placed, "C0"))
+    sides = {text.get_text(): text.get_horizontalalignment() for text in axes.texts}
+    assert sides == {name: "left" if name in right else "right" for name in placed}
+
+
 def test_the_tables_of_the_readme_and_of_all_are_written_and_checked(tmp_path, capsys):
     results, readme, full = tmp_path / "docs/results", tmp_path / "README.md", tmp_path / "docs/speed.md"
     results.mkdir(parents=True)
@@ -250,9 +267,8 @@ def test_the_readme_shows_what_ships_and_a_machine_once():
     table = readme_table.short_table(parts)
     names, _, *rows = rows_of(table)
     assert len(names) == 6
-    assert {row[0]: row[4] for row in rows} == {
-        **{"yolo-lat-p": "2.00 ms, 2.00x", "yolo26n": "4.00 ms, 1.00x", "yolo-lat-n": "4.00 ms, 1.00x"},
-    }
+    shown = {"yolo-lat-p": "2.00 ms, 2.00x", "yolo26n": "4.00 ms, 1.00x", "yolo-lat-n": "4.00 ms, 1.00x"}
+    assert {row[0]: row[4] for row in rows} == shown
     assert table.count("GPU: GPU A") == 2
 
 

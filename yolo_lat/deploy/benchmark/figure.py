@@ -16,7 +16,7 @@ from yolo_lat.deploy.benchmark.table import heading, size_cells
 from yolo_lat.errors import UserError
 from yolo_lat.unfinished import whole_file
 
-NEAR = 0.05  # of the spread of heights, within which names would lie over one another
+_NEAR = 0.05  # of the spread of heights, within which names would lie over one another
 _MARKERS = {"forward": "o", "pipeline": "s"}
 
 
@@ -69,12 +69,12 @@ def _draw_models(axes: Axes, placed: dict[str, tuple[dict[str, float], float]], 
     That is on the left, and on the right of the slowest of all and of the slowest of several at about one height.
     """
     heights = [height for _, height in placed.values()]
+    near = _NEAR * (max(heights, default=0.0) - min(heights, default=0.0))
     slowest = max((max(times.values()) for times, _ in placed.values()), default=0.0)
     for name, (times, height) in placed.items():
         axes.plot(list(times.values()), [height] * len(times), color=colours[name], linewidth=1)
         for boundary, median in times.items():
             axes.plot([median], [height], _MARKERS[boundary], color=colours[name], markersize=7)
-        near = NEAR * (max(heights) - min(heights))
         beside = [max(other.values()) for other, at in placed.values() if abs(at - height) <= near]
         right = max(times.values()) in ([max(beside), slowest] if len(beside) > 1 else [slowest])
         axes.annotate(
