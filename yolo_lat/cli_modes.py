@@ -326,7 +326,7 @@ MODES = {
             examples=("yolo-lat quickstart", "yolo-lat quickstart directory=/tmp/first-try epochs=5"),
             keys=(
                 Key("directory", "runs/quickstart", "folder for the results; the data set goes to ./datasets/shapes"),
-                Key("epochs", "12", "number of epochs to train for"),
+                Key("epochs", "24", "number of epochs to train for"),
                 Key("seed", "0", "random seed of training", SEED),
             ),
         ),

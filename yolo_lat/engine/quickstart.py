@@ -18,7 +18,7 @@ from yolo_lat.deploy import OnnxDetector
 from yolo_lat.drawing import contact_sheet, save_picture
 from yolo_lat.engine.model import YOLOLAT
 
-# Found for ten to twelve epochs of 600 small images on a CPU; not a recipe for real data.
+# Found for some tens of epochs of 600 small images on a CPU; not a recipe for real data.
 RECIPE = {
     "imgsz": 160,
     "batch": 8,
@@ -34,12 +34,12 @@ RECIPE = {
 PICTURES = 12
 
 
-def quickstart(directory: Path = Path("runs/quickstart"), epochs: int = 12, seed: int = 0) -> Path:
+def quickstart(directory: Path, epochs: int, seed: int) -> Path:
     """Train `yolo-lat-p` on the synthetic `shapes`, and print what came out and where it lies.
 
     Args:
         directory: results go here; an earlier quickstart in it is overwritten.
-        epochs: twelve take about three minutes on two CPU cores.
+        epochs: of training; 24 take two to four minutes on two CPU cores, by their speed.
         seed: of training.
 
     Returns:
