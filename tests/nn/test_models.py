@@ -126,8 +126,8 @@ def settled_model(name: str) -> LatModel:
 
 @pytest.mark.parametrize("last", [False, True], ids=["channels first", "channels last"])
 @pytest.mark.parametrize("target", ["gpu", "cpu"])
-@pytest.mark.parametrize(("name", "stem"), [("yolo-lat-p", True), ("yolo-lat-n", False)])  # has a PixelStem
-def test_fused_models_give_what_the_training_form_gives(name: str, stem: bool, target: str, last: bool) -> None:
+@pytest.mark.parametrize("name", ["yolo-lat-p", "yolo-lat-n"])
+def test_fused_models_give_what_the_training_form_gives(name: str, target: str, last: bool) -> None:
     model = settled_model(name).double()
     fused = copy.deepcopy(model)
     fused.target = target
@@ -141,7 +141,7 @@ def test_fused_models_give_what_the_training_form_gives(name: str, stem: bool, t
         assert expected[:, 4:].std(dim=2).min() > 1e-2
         torch.testing.assert_close(y, expected, rtol=1e-8, atol=1e-8)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in fused.modules())
-    assert {m.direct for m in fused.modules() if hasattr(m, "direct")} == ({target == "cpu"} if stem else set())
+    assert {m.direct for m in fused.modules() if hasattr(m, "direct")} == {target == "cpu"}  # of the stem
     assert fused.model[-1].folded == (target == "gpu")
     assert {m.by_level for m in fused.modules() if hasattr(m, "by_level")} == {target == "cpu"}
 

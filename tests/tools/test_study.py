@@ -289,7 +289,7 @@ class TestKnownRuns:
             file = write_model("yolo-lat-p", change, tmp_path / "other.yaml")
             assert self.declared(given, models={"p": str(file)})[0].fingerprint == fingerprint
 
-    @pytest.mark.parametrize(("grown", "name"), [("n-v8-body-silu-dfl", "yolo-lat-n"), ("n-base", "yolo-lat-first-n")])
+    @pytest.mark.parametrize(("grown", "name"), [("n-pixel-late", "yolo-lat-n"), ("n-base", "yolo-lat-first-n")])
     def test_runs_of_n_before_and_after_it_grew_are_shared_by_two_studies(self, grown, name) -> None:
         found = []
         for file, row in (("growth", grown), ("baselines", name)):
