@@ -174,7 +174,7 @@ class TestAdding:
             data=shapes,
             data_name="shapes",
             about=tmp_path / "about.yaml",
-            latency=ROOT / "docs/results/benchmark-h200-redesign.json",
+            latency=ROOT / "docs/results/benchmark-h200-late.json",
             default=False,
             replace=False,
             device="cpu",
@@ -198,7 +198,7 @@ class TestAdding:
         )
         card = found.card.read_text()
         assert "The commit was not recorded." in card
-        assert "forward, 640 px, batch 1, fp16: 0.304 ms on NVIDIA H200" in card
+        assert "forward, 640 px, batch 1, fp16: 0.291 ms on NVIDIA H200" in card
         assert "train: 24 images" in card
         with pytest.raises(UserError, match=r"p-shapes is in .*registry.json already; add --replace"):
             add_weights.add(given)

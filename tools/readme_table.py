@@ -116,18 +116,23 @@ def full_tables(parts: list[tuple[Record, list[str]]]) -> str:
 
 
 def joined(files: list[Path]) -> list[tuple[Record, list[str]]]:
-    """Return the records with their commands, those of one machine, versions and procedure as one."""
+    """Return records with their commands, those of one machine, versions and procedure as one, unless cells repeat."""
     groups: list[list[Path]] = []
     for file in files:
         record = read_record(file)
-        for group in groups:
-            other = read_record(group[0])
-            if not differences(record, other) and record.how == other.how:
-                group.append(file)
-                break
+        fits = (group for group in groups if all(_go_together(record, read_record(other)) for other in group))
+        if (group := next(fits, None)) is not None:
+            group.append(file)
         else:
             groups.append([file])
     return [(record, record.command.splitlines()) for record in map(read_records, groups)]
+
+
+def _go_together(record: Record, other: Record) -> bool:
+    """Whether two records are of one machine and procedure, and of different cells."""
+    cells = {measured.cell for measured in record.cells}
+    alike = not differences(record, other) and record.how == other.how
+    return alike and cells.isdisjoint(measured.cell for measured in other.cells)
 
 
 def markdown(record: Record, group: list[Measured]) -> str:

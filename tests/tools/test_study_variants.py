@@ -25,10 +25,10 @@ from yolo_lat.nn import LatModel, load_model_yaml  # noqa: E402
 from yolo_lat.nn.complexity import count_parameters  # noqa: E402
 from yolo_lat.nn.cross_scale import CrossScaleELA  # noqa: E402
 
-P, N, FIRST_P = 264_724, 1_453_680, 261_236  # parameters as trained, 80 classes
+P, N, FIRST_P = 269_652, 1_924_000, 261_236  # parameters as trained, 80 classes
 PARAMETERS_OF_P = {
     "kernels": {"HadamardExp": P, "SumSquaredDistance": P, "DiffSquaredDistance": P, "ModulatedDot": P},
-    "links": {"hyper-link": P, "sum": P - 128, "concat": 281_236, "residual": P + 4_224, "transformer": P + 4_160},
+    "links": {"hyper-link": P, "sum": P - 128, "concat": P + 16_512, "residual": P + 4_224, "transformer": P + 4_160},
     "attention": {
         **dict.fromkeys(("cross-scale", "per-level", "softmax", "area", "ela-p5", "softmax-p5"), P),
         **{"none": P - 8_448, "mean": P - 4_224},
@@ -36,7 +36,7 @@ PARAMETERS_OF_P = {
     "block": {
         **{"base": P, "local-0": P - 3_456, "local-3": P - 2_048, "local-7": P + 3_072, "heads-2": P - 2_112},
         **{"heads-8": P + 4_224, "key-4": P - 2_112, "key-16": P + 4_224, "key-32": P + 12_672, "no-gate": P - 64},
-        **{"lobe": P + 12_672, "experts-4": 305_684, "at-p5": P - 1_728, "at-p4": P - 1_728, "at-p3": P - 1_728},
+        **{"lobe": P + 12_672, "experts-4": P + 40_960, "at-p5": P - 1_728, "at-p4": P - 1_728, "at-p3": P - 1_728},
         "at-p3-p4-p5": P + 1_728,
     },
     "parts": {
@@ -47,7 +47,7 @@ PARAMETERS_OF_P = {
 }
 PARAMETERS_OF_N = {
     "kernels": {"HadamardExp": N, "SumSquaredDistance": N, "DiffSquaredDistance": N, "ModulatedDot": N},
-    "links": {"hyper-link": N, "sum": N - 256, "concat": 1_502_832, "residual": N + 16_640, "transformer": N + 16_512},
+    "links": {"hyper-link": N, "sum": N - 256, "concat": N + 49_152, "residual": N + 16_640, "transformer": N + 16_512},
     "attention": {
         **dict.fromkeys(("cross-scale", "per-level", "softmax", "area", "ela-p5", "softmax-p5"), N),
         **{"none": N - 24_960, "mean": N - 8_320},
@@ -55,7 +55,7 @@ PARAMETERS_OF_N = {
     "block": {
         **{"base": N, "local-0": N - 6_912, "local-3": N - 4_096, "local-7": N + 6_144, "heads-2": N - 4_160},
         **{"heads-8": N + 8_320, "key-4": N - 4_160, "key-16": N + 8_320, "key-32": N + 24_960, "no-gate": N - 128},
-        **{"lobe": N + 49_920, "experts-4": 1_617_520, "at-p5": N - 3_456, "at-p4": N - 3_456, "at-p3": N - 3_456},
+        **{"lobe": N + 49_920, "experts-4": N + 163_840, "at-p5": N - 3_456, "at-p4": N - 3_456, "at-p3": N - 3_456},
         "at-p3-p4-p5": N + 3_456,
     },
 }

@@ -272,5 +272,10 @@ def test_the_readme_shows_what_ships_and_a_machine_once():
     assert table.count("GPU: GPU A") == 2
 
 
+def test_a_cell_that_was_measured_again_makes_a_table_of_its_own(tmp_path):
+    files = [saved(make_record(factor), tmp_path / f"benchmark-{factor}.json") for factor in (1, 2)]
+    assert [record.command for record, _ in readme_table.joined(files)] == [make_record().command] * 2
+
+
 def test_the_tables_are_those_of_the_records():
     readme_table.main(["--check"])
