@@ -74,13 +74,16 @@ def pixels(word: str) -> int:
     return int(word)
 
 
-def evaluate(model: torch.nn.Module, split: DetectionSplit, imgsz: int, shift: int, batch: int) -> float:
-    """Return the AP with every image moved by `shift` pixels to the right and down."""
+def evaluate(
+    model: torch.nn.Module, split: DetectionSplit, imgsz: int, shift: int, batch: int, border: int = STRIDE
+) -> float:
+    """Return the AP with every image moved by `shift` pixels right and down, over a square larger by `border`."""
     found: list[dict[str, Any]] = []
-    for start in track(range(0, len(split.images), batch), f"moved by {shift} px", transient=True):
+    for start in track(range(0, len(split.images), batch), "images", transient=True):
         images = split.images[start : start + batch]
         boxed = [letterbox(cv2.imread(str(image.path)), (imgsz, imgsz)) for image in images]
-        canvas = np.full((len(images), imgsz + STRIDE, imgsz + STRIDE, 3), PADDING_GREY, np.uint8)
+        side = imgsz + border
+        canvas = np.full((len(images), side, side, 3), PADDING_GREY, np.uint8)
         for place, box in zip(canvas, boxed, strict=True):
             place[shift : shift + imgsz, shift : shift + imgsz] = box.image
         x = torch.from_numpy(canvas[..., ::-1].transpose(0, 3, 1, 2).copy()).float() / 255
