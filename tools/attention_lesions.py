@@ -64,8 +64,9 @@ def main() -> None:
     except UserError as error:
         print(f"attention_lesions: {error}", file=sys.stderr)
         sys.exit(2)
-    told = {"command": f"python tools/attention_lesions.py {given.models} {Path(given.data).name} OUT.json"}
-    told |= {"imgsz": given.imgsz, "commit": git_commit(), "torch": torch.__version__, "AP": results}
+    words = f"{given.models} {Path(given.data).name} OUT.json --imgsz {given.imgsz}"
+    told = {"command": f"python tools/attention_lesions.py {words}", "imgsz": given.imgsz}
+    told |= {"commit": git_commit(), "torch": torch.__version__, "AP": results}
     given.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 
@@ -85,11 +86,12 @@ def lesions(
         return evaluate(model, split, imgsz, 0, batch, border=0)
 
     found = {"whole": measured(val)}
+    across = [layer.across for layer in layers]
     for layer in layers:
         layer.across = False
     found["own level"] = measured(val)
-    for layer in layers:
-        layer.across = True
+    for layer, before in zip(layers, across, strict=True):
+        layer.across = before
     with replaced(layers, lambda y, _: over_positions(y).expand_as(y)):
         found["one for all"] = measured(val)
     sums: dict[int, list[Tensor]] = {index: [] for index in range(len(layers))}
@@ -114,7 +116,7 @@ def over_positions(y: Tensor) -> Tensor:
 @contextmanager
 def replaced(layers: list[CrossScaleELA], change: Any) -> Iterator[None]:
     """Let `change` of what attention gave a layer, and of the layer's number, stand in its place."""
-    kept = [layer.attention.attend for layer in layers]  # type: ignore[union-attr]
+    kept = [layer.attention.attend for layer in layers]
     try:
         for index, (layer, attend) in enumerate(zip(layers, kept, strict=True)):
 
@@ -122,11 +124,11 @@ def replaced(layers: list[CrossScaleELA], change: Any) -> Iterator[None]:
                 y, rest = attend(*given)
                 return change(y, index), rest
 
-            layer.attention.attend = changed  # type: ignore[union-attr, method-assign]
+            layer.attention.attend = changed
         yield
     finally:
         for layer in layers:
-            del layer.attention.attend  # type: ignore[union-attr]
+            del layer.attention.attend
 
 
 if __name__ == "__main__":
