@@ -16,18 +16,14 @@ faster-coco-eval.
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-from grid_shift import evaluate
-from study_record import git_commit
+from grid_shift import evaluate, parser_of, record
 from torch import Tensor, nn
 
 from yolo_lat import YOLOLAT
@@ -43,13 +39,7 @@ TRAINING_IMAGES = 256  # that `constant` is the mean of
 
 def main() -> None:
     """Read the words, evaluate, record and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models")
-    parser.add_argument("data")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--imgsz", type=int, default=320)
-    parser.add_argument("--batch", type=int, default=32)
-    given = parser.parse_args()
+    given = parser_of(__doc__).parse_args()
     try:
         spec = load_dataset(given.data)
         train, val = (read_split(spec, name, progress=False) for name in ("train", "val"))
@@ -64,10 +54,7 @@ def main() -> None:
     except UserError as error:
         print(f"attention_lesions: {error}", file=sys.stderr)
         sys.exit(2)
-    words = f"{given.models} {Path(given.data).name} OUT.json --imgsz {given.imgsz}"
-    told = {"command": f"python tools/attention_lesions.py {words}", "imgsz": given.imgsz}
-    told |= {"commit": git_commit(), "torch": torch.__version__, "AP": results}
-    given.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+    record("attention_lesions", given, results)
 
 
 def lesions(

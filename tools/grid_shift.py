@@ -36,13 +36,8 @@ STRIDE = 32
 
 def main() -> None:
     """Read the words, evaluate, record and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models")
-    parser.add_argument("data")
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--imgsz", type=int, default=320)
+    parser = parser_of(__doc__)
     parser.add_argument("--shifts", default="0,8,16,24")
-    parser.add_argument("--batch", type=int, default=32)
     given = parser.parse_args()
     try:
         spec = load_dataset(given.data)
@@ -58,8 +53,25 @@ def main() -> None:
     except UserError as error:
         print(f"grid_shift: {error}", file=sys.stderr)
         sys.exit(2)
-    told = {"command": f"python tools/grid_shift.py {given.models} {Path(given.data).name} OUT.json"}
-    told |= {"imgsz": given.imgsz, "commit": git_commit(), "torch": torch.__version__, "AP": results}
+    record("grid_shift", given, results)
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """Return a parser of the words that tools for models on squares share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models")
+    parser.add_argument("data")
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--imgsz", type=int, default=320)
+    parser.add_argument("--batch", type=int, default=32)
+    return parser
+
+
+def record(tool: str, given: argparse.Namespace, results: dict[str, Any]) -> None:
+    """Write what was found, and how to find it again."""
+    words = f"{given.models} {Path(given.data).name} OUT.json --imgsz {given.imgsz}"
+    told = {"command": f"python tools/{tool}.py {words}", "imgsz": given.imgsz}
+    told |= {"commit": git_commit(), "torch": torch.__version__, "AP": results}
     given.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
 

@@ -117,15 +117,16 @@ def full_tables(parts: list[tuple[Record, list[str]]]) -> str:
 
 def joined(files: list[Path]) -> list[tuple[Record, list[str]]]:
     """Return records with their commands, those of one machine, versions and procedure as one, unless cells repeat."""
-    groups: list[list[Path]] = []
+    groups: list[dict[Path, Record]] = []
     for file in files:
         record = read_record(file)
-        fits = (group for group in groups if all(_go_together(record, read_record(other)) for other in group))
-        if (group := next(fits, None)) is not None:
-            group.append(file)
+        for group in groups:
+            if all(_go_together(record, other) for other in group.values()):
+                group[file] = record
+                break
         else:
-            groups.append([file])
-    return [(record, record.command.splitlines()) for record in map(read_records, groups)]
+            groups.append({file: record})
+    return [(record, record.command.splitlines()) for record in (read_records(list(group)) for group in groups)]
 
 
 def _go_together(record: Record, other: Record) -> bool:
