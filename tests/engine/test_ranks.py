@@ -289,6 +289,15 @@ elif what == "give up" and rank == 0:
 """
 
 
+def wait_for(file: Path) -> str:
+    """Return what another process writes, once it has."""
+    deadline = time.monotonic() + 30
+    while not file.exists() or not file.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return file.read_text()
+
+
 class TestRankWatch:
     @pytest.fixture
     def start(self, tmp_path):
@@ -337,6 +346,34 @@ class TestRankWatch:
         assert processes[0].wait(30) == 1
         assert "error: rank 1 (process " in processes[0].stderr.read()
 
+    def test_names_who_ended_though_its_connection_stays_open_for_a_moment(self, start, tmp_path) -> None:
+        """In a process that it has just forked, a data loader's worker say."""
+        processes = start(2, "fork")
+        wait_for(tmp_path / "child-1")
+        processes[1].kill()
+        processes[1].wait(30)
+        processes[0].terminate()
+        assert processes[0].wait(30) == 1
+        assert "error: rank 1 (process " in processes[0].stderr.read()
+
+    def test_names_who_ended_though_all_others_are_asked_to_end(self, start, tmp_path) -> None:
+        processes = start(3, "fork")
+        wait_for(tmp_path / "child-1")
+        processes[1].kill()
+        processes[1].wait(30)
+        for process in processes[::-2]:
+            process.terminate()
+        assert processes[0].wait(30) == 1
+        assert "error: rank 1 (process " in processes[0].stderr.read()
+        assert processes[2].wait(30) in {1, 143}
+
+    def test_ends_without_a_word_when_all_are_asked_to(self, start) -> None:
+        processes = start(3)
+        for process in processes:
+            process.terminate()
+        assert [process.wait(30) for process in processes] == [143, 143, 143]
+        assert [process.stderr.read() for process in processes] == ["", "", ""]
+
     def test_ends_without_a_word_when_asked_to(self, start) -> None:
         processes = start(2)
         processes[0].terminate()
@@ -348,10 +385,7 @@ class TestRankWatch:
         """From their first moment on, a data loader that is closed right away say."""
         processes = start(2, "fork")
         deadline = time.monotonic() + 30
-        while not (pid := (tmp_path / "child-0")).exists() or not pid.read_text():
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        child = psutil.Process(int(pid.read_text()))
+        child = psutil.Process(int(wait_for(tmp_path / "child-0")))
         child.terminate()
         while child.status() != psutil.STATUS_ZOMBIE:
             assert time.monotonic() < deadline

@@ -4,8 +4,9 @@ A process that waits for another in a collective operation would wait for hours.
 one, and nothing is sent on it: when a process ends, however, its system closes the connection, and when a machine is
 gone, TCP's own keep-alive finds out within 20 seconds. Neither depends on what Python is busy with.
 
-Whoever started the processes may notice too, and end the others: SIGTERM waits until the connections have been looked
-at, so that the word is said all the same.
+Whoever started the processes may notice too, and end the others, even before the connections show it, as a process that
+has just been forked may hold one open for a moment. So a process that gets SIGTERM says so to the others, and ends when
+each of them has said the same, or at the end of a grace: one that ends unasked is named all the same.
 """
 
 from __future__ import annotations
@@ -17,17 +18,19 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
 
-_DONE, _TOLD = b"done\n", b"told\n"
+_DONE, _TOLD, _ASKED = b"done\n", b"told\n", b"asked\n"
 KEEP_ALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3}  # seconds, seconds, attempts
 # Exit status: without the others, when the user has been told what is wrong, and of who was asked to end.
 _FAILED, _REFUSED, _TERMINATED = 1, 2, 128 + signal.SIGTERM
 _LINE = 400  # bytes of a message at most
 _MEETING = 60  # seconds in which all have to meet
 _GREETING = 5  # seconds from a connection to its word
+_GRACE = 2  # seconds from SIGTERM in which the others say that they got one too, or are seen to have ended
 
 
 class RankWatch:
@@ -128,23 +131,33 @@ class RankWatch:
                 selector.register(connection, selectors.EVENT_READ)
             if self._signals:
                 selector.register(self._signals, selectors.EVENT_READ)
-            ending = False
+            silent, deadline = set(self._peers), None  # who has not said that it ends; when this process does
             while selector.get_map():
-                ready = [cast(socket.socket, key.fileobj) for key, _ in selector.select(0 if ending else None)]
+                left = None if deadline is None else max(0.0, deadline - time.monotonic())
+                ready = [cast(socket.socket, key.fileobj) for key, _ in selector.select(left)]
                 for peer in ready:
                     try:
                         said = peer.recv(_LINE)
                     except OSError:
                         said = b""
                     if peer is self._signals:
-                        ending = ending or signal.SIGTERM in said
-                    elif said == _TOLD:
+                        if signal.SIGTERM in said and deadline is None:
+                            deadline = time.monotonic() + _GRACE
+                            self._say(_ASKED)
+                        continue
+                    if said.startswith(_ASKED):
+                        silent.discard(peer)
+                        said = said.removeprefix(_ASKED)
+                        if not said:
+                            continue
+                    if said == _TOLD:
                         os._exit(_REFUSED)
-                    elif said == _DONE or self._closing:
+                    elif said == _DONE or self._closing or (deadline is not None and peer not in silent):
+                        silent.discard(peer)
                         selector.unregister(peer)
                     else:
                         self._end(said.decode(errors="replace").strip() or self._names[self._peers[peer]])
-                if ending and not ready:
+                if deadline is not None and not (ready and silent):
                     os._exit(_TERMINATED)
 
     def _end(self, name: str) -> None:
