@@ -144,6 +144,13 @@ _CROWD = Key("crowd", "", "drop leaves crowds out, keep makes them ordinary boxe
 _OUTSIDE = Key("outside", "", "clip cuts boxes at the edge of the image")
 _SHEET = (Key("samples", "24", "number of images", WHOLE), Key("seed", "0", "which images are drawn"))
 _SPLIT = Key("split", "train", "train, val or test", one_of("train", "val", "test"))
+_BOX_VOTE = Key(
+    "box_vote",
+    "",
+    "overlap, 0.8 say, from which boxes vote on the one that suppression keeps: it becomes their mean, which is more "
+    "precise",
+    NUMBER,
+)
 _DETECT = ("imgsz", "save", "iou", "max_det", "quantize", "nms", *_WHERE)
 
 MODES = {
@@ -194,6 +201,7 @@ MODES = {
                 "yolo-lat val model=best.pt data=coco",
                 "yolo-lat val model=yolo-lat-n-voc12 data=voc12.yaml",
                 "yolo-lat val model=best.pt data=my-data.yaml split=test json=metrics.json",
+                "yolo-lat val model=best.pt data=my-data.yaml box_vote=0.8",
                 "yolo-lat val predictions=results.json data=my-data.yaml json=metrics.json",
             ),
             keys=(
@@ -206,6 +214,7 @@ MODES = {
                 _DOWNLOAD,
                 Key("batch", "16", "images per batch", COUNT),
                 Key("rect", "True", "pad each batch to its own rectangle rather than to a square"),
+                _BOX_VOTE,
                 _HALF,
             ),
             general=("imgsz", "workers", "augment", "agnostic_nms", "classes", "single_cls", *_WHERE),
@@ -225,6 +234,7 @@ MODES = {
                 _TRUST,
                 _BATCH,
                 Key("conf", "0.25", "confidence threshold"),
+                _BOX_VOTE,
                 _HALF,
                 Key("engine", "", "ray detects in a large collection, with keys of its own"),
             ),
@@ -272,7 +282,16 @@ MODES = {
                 "yolo-lat track source=cars.mp4",
                 "yolo-lat track model=best.pt source=0 tracker=bytetrack.yaml show",
             ),
-            keys=(_MODEL_OR_BEST, _SOURCE, _SCALE, _TRUST, _BATCH, Key("conf", "0.1", "confidence threshold"), _HALF),
+            keys=(
+                _MODEL_OR_BEST,
+                _SOURCE,
+                _SCALE,
+                _TRUST,
+                _BATCH,
+                Key("conf", "0.1", "confidence threshold"),
+                _BOX_VOTE,
+                _HALF,
+            ),
             general=_DETECT,
             sections=("Tracker settings", "Predict settings", "Visualize settings"),
         ),

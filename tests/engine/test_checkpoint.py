@@ -150,7 +150,7 @@ def test_onnx_metadata(onnx_file, dynamic_onnx_file, run):
     names = dict(load_pt(run.best)[0].names)
     metadata = onnx_metadata(onnx_file)
     assert metadata.pop("args").items() >= {"batch": 1, "opset": 18}.items()
-    layout = {"output": "raw", "preprocessing": None, "dynamic": False}
+    layout = {"output": "raw", "preprocessing": None, "nms_free": False, "dynamic": False}
     assert metadata == {"names": names, "stride": 32, "imgsz": [96, 96], **layout}
     assert onnx_metadata(dynamic_onnx_file)["dynamic"] is True
 

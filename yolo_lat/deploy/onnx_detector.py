@@ -5,14 +5,20 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
 from yolo_lat.deploy.detections import Detections
-from yolo_lat.deploy.postprocess import Boxes, from_best_class_output, from_nms_free_output, from_raw_output
+from yolo_lat.deploy.postprocess import (
+    Boxes,
+    from_best_class_output,
+    from_nms_free_output,
+    from_raw_output,
+    is_threshold,
+)
 from yolo_lat.deploy.preprocess import check_image, letterbox, unletterbox, write_input
 from yolo_lat.deploy.runner import RunnerPool
 from yolo_lat.deploy.session import SessionSettings, open_session
@@ -50,6 +56,8 @@ class OnnxDetector:
             them one by one; threads then take turns, and batches are filled up to a power of two.
         max_batch: Most images of a list to run at once, for a model of dynamic batch; longer lists run in parts.
         settings: How to open the session, in place of `threads` and `cuda_graph`.
+        box_vote: Replace a box that is kept by the mean, weighted by score, of all boxes of its class that overlap it
+            by more than this (raw outputs only); 0.8 is usual, None leaves boxes as they are.
 
     Raises:
         UserError: For a missing or unreadable file, a foreign layout, an unavailable device, an unusable argument or
@@ -73,16 +81,17 @@ class OnnxDetector:
         cuda_graph: bool = False,
         max_batch: int = MAX_BATCH,
         settings: SessionSettings | None = None,
+        box_vote: float | None = None,
     ) -> None:
-        for name, value in (("conf", conf), ("iou", iou)):
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+        for name, value in (("conf", conf), ("iou", iou), ("box_vote", box_vote)):
+            if not is_threshold(value) and (value is not None or name != "box_vote"):
                 raise UserError(f"{name}={value} is no threshold; pass a number from 0 to 1")
         for name, count in (("max_det", max_det), ("threads", threads), ("max_batch", max_batch)):
             if count is None and name == "threads":
                 continue
             if isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= count <= _MOST:
                 raise UserError(f"{name}={count} is out of range; pass a whole number from 1 to {_MOST}")
-        self.path, self.conf, self.iou, self.max_det = Path(path), conf, iou, max_det
+        self.path, self.conf, self.iou, self.max_det, self.box_vote = Path(path), conf, iou, max_det, box_vote
         if settings and (threads or cuda_graph):
             raise UserError("settings= is given beside threads= or cuda_graph=, which it holds too; leave those out")
         settings = settings or SessionSettings(threads=threads, cuda_graph=cuda_graph)
@@ -230,13 +239,18 @@ class OnnxDetector:
         """
         outputs = self._run([np.zeros((*self.imgsz, 3), np.uint8)] * (self._batch or 1))
         task, names = self._metadata.get("task", "detect"), self._read_names()
-        from_raw = partial(from_raw_output, conf=self.conf, iou=self.iou, max_det=self.max_det)
+        from_raw = partial(from_raw_output, conf=self.conf, iou=self.iou, max_det=self.max_det, box_vote=self.box_vote)
         if task == "detect" and len(outputs) == 1 and outputs[0].ndim == 3:
             _, rows, columns = outputs[0].shape
             if self._metadata.get("output") == BEST_CLASS_OUTPUT:
                 if rows == 6:
                     return names, partial(from_best_class_output, **from_raw.keywords)
             elif columns == 6:
+                if self.box_vote is not None:
+                    raise UserError(
+                        f"box_vote={self.box_vote}: {self.path} returns boxes that need no suppression, so none is "
+                        "left to vote; leave it out, or export the model without nms"
+                    )
                 return names, partial(from_nms_free_output, conf=self.conf, max_det=self.max_det)
             elif names and rows == 4 + len(names):
                 return names, from_raw

@@ -1,12 +1,13 @@
 """From the network's output to boxes in input pixels: score threshold and non-maximum suppression (NMS), numpy only.
 
 Results equal those of `ultralytics.utils.nms.non_max_suppression` with one label per box and class-aware suppression,
-but without its time limit, which drops images in silence.
+but without its time limit, which drops images in silence. Where asked for, boxes that suppression drops vote on the one
+that it keeps, as in `yolo_lat.engine.box_voting`.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +30,15 @@ class Boxes(NamedTuple):
     class_ids: np.ndarray
 
 
-def from_raw_output(output: np.ndarray, conf: float, iou: float, max_det: int) -> list[Boxes]:
+def is_threshold(value: Any) -> bool:
+    """Return whether a value is a number from 0 to 1."""
+    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+    return number and bool(0 <= value <= 1)
+
+
+def from_raw_output(
+    output: np.ndarray, conf: float, iou: float, max_det: int, box_vote: float | None = None
+) -> list[Boxes]:
     """Decode a head's raw output and suppress overlapping boxes of the same class.
 
     Args:
@@ -38,16 +47,21 @@ def from_raw_output(output: np.ndarray, conf: float, iou: float, max_det: int) -
         conf: Keep boxes whose best class scores above this.
         iou: Suppress a box that overlaps a better one by more than this intersection over union.
         max_det: Most boxes to return for an image.
+        box_vote: Replace a box that is kept by the mean, weighted by score, of all boxes of its class that overlap it
+            by more than this intersection over union.
     """
-    return [_suppress(_candidates(image, conf), iou, max_det) for image in _as_float(output)]
+    return [_suppress(_candidates(image, conf), iou, max_det, box_vote) for image in _as_float(output)]
 
 
-def from_best_class_output(output: np.ndarray, conf: float, iou: float, max_det: int) -> list[Boxes]:
+def from_best_class_output(
+    output: np.ndarray, conf: float, iou: float, max_det: int, box_vote: float | None = None
+) -> list[Boxes]:
     """As `from_raw_output`, for (B, 6, anchors): centre x, centre y, width, height, best score, number of its class."""
     results = []
     for image in _as_float(output):
         rows = image[:, image[4] > _floor(np.float32(conf), image.dtype)].astype(np.float32)
-        results.append(_suppress(_best_first(rows[:4], rows[4], rows[5].astype(np.int64)), iou, max_det))
+        boxes = _best_first(rows[:4], rows[4], rows[5].astype(np.int64))
+        results.append(_suppress(boxes, iou, max_det, box_vote))
     return results
 
 
@@ -92,8 +106,8 @@ def _best_first(xywh: np.ndarray, scores: np.ndarray, class_ids: np.ndarray) -> 
     return Boxes(xyxy, scores[order], class_ids[order])
 
 
-def _suppress(boxes: Boxes, iou: float, max_det: int) -> Boxes:
-    """Greedy class-aware NMS over boxes sorted best first."""
+def _suppress(boxes: Boxes, iou: float, max_det: int, box_vote: float | None) -> Boxes:
+    """Greedy class-aware NMS over boxes sorted best first, and their vote."""
     # Classes are moved apart rather than compared: the rounding that this causes is part of Ultralytics' result.
     corners = boxes.xyxy.T + (boxes.class_ids * CLASS_OFFSET).astype(np.float32)
     limit = _floor(iou, corners.dtype)  # exact: torchvision compares in double precision
@@ -110,7 +124,21 @@ def _suppress(boxes: Boxes, iou: float, max_det: int) -> Boxes:
         kept = np.concatenate([kept, block[alive]])
         if len(kept) >= max_det:
             break
-    return Boxes(*(values[kept[:max_det]] for values in boxes))
+    found = Boxes(*(values[kept[:max_det]] for values in boxes))
+    return found if box_vote is None else found._replace(xyxy=_vote(boxes, found, box_vote))
+
+
+def _vote(boxes: Boxes, found: Boxes, limit: float) -> np.ndarray:
+    """Return the (n, 4) corners of `found`, each the mean of the `boxes` of its class that overlap it."""
+    voted = found.xyxy.copy()
+    for class_id in np.unique(found.class_ids):
+        of_class, chosen = boxes.class_ids == class_id, np.flatnonzero(found.class_ids == class_id)
+        corners, scores = boxes.xyxy[of_class], boxes.scores[of_class]
+        weights = scores * _overlap(found.xyxy[chosen].T, corners.T, np.float32(limit))
+        total = weights.sum(axis=1, keepdims=True)
+        some = total[:, 0] > 0  # an empty box overlaps nothing, not even itself
+        voted[chosen[some]] = (weights[some] @ corners) / total[some]
+    return voted
 
 
 def _overlap(better: np.ndarray, others: np.ndarray, limit: np.floating) -> np.ndarray:

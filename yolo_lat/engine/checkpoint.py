@@ -108,7 +108,9 @@ def load_pt(path: str | Path) -> tuple[DetectionModel, dict[str, Any]]:
 
 
 def onnx_metadata(path: str | Path) -> dict[str, Any]:
-    """Read what an export wrote into an ONNX file: names, stride, imgsz, args, layout, and whether its size is dynamic.
+    """Read what an export wrote into an ONNX file: names, stride, imgsz, args and layout.
+
+    Beside these stand `dynamic`, whether its size is, and `nms_free`, whether it returns what needs no suppression.
 
     Raises:
         UserError: missing, damaged, not an exported detector, or one whose weights lie outside its folder.
@@ -136,7 +138,8 @@ def onnx_metadata(path: str | Path) -> dict[str, Any]:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"{path}: its metadata is damaged ({reason}); export it again") from error
     layout = {key: written.get(key) for key in ("preprocessing", "output")}
-    return {**metadata, **layout, "dynamic": any(side.dim_param for side in sides)}
+    nms_free = bool(args.get("nms")) or written.get("end2end") == "True"
+    return {**metadata, **layout, "nms_free": nms_free, "dynamic": any(side.dim_param for side in sides)}
 
 
 def check_layout(path: str | Path, metadata: dict[str, Any]) -> None:

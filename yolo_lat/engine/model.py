@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from yolo_lat.engine.arguments import (
     removed_on_failure,
     warn_of_threshold,
 )
+from yolo_lat.engine.box_voting import check_box_vote
 from yolo_lat.engine.checkpoint import check_layout, load_pt, load_safetensors, onnx_metadata, save_safetensors
 from yolo_lat.engine.export import Export, export_onnx
 from yolo_lat.engine.predictor import LatPredictor
@@ -65,8 +67,10 @@ class YOLOLAT(Model):
     """
 
     model: Any  # a LatModel, or the path of an exported model
+    predictor: Any  # of the last prediction, which Ultralytics keeps for the next one; None before
     ckpt: dict[str, Any] | None
     exported: Export  # what the last export to ONNX found
+    _box_vote: float | None = None  # of the call in progress
 
     def __init__(
         self,
@@ -98,13 +102,13 @@ class YOLOLAT(Model):
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
-        """The classes behind each mode, as Ultralytics asks for them."""
+        """What makes the parts of each mode, as Ultralytics asks for it."""
         return {
             "detect": {
                 "model": LatModel,
                 "trainer": LatTrainer,
-                "validator": LatValidator,
-                "predictor": LatPredictor,
+                "validator": partial(LatValidator, box_vote=self._box_vote),
+                "predictor": partial(LatPredictor, box_vote=self._box_vote),
             }
         }
 
@@ -133,7 +137,7 @@ class YOLOLAT(Model):
             metadata = onnx_metadata(weights)
             check_layout(weights, metadata)
             self.model, self.ckpt, self.names_inside = weights, None, metadata["names"]
-            self.export_args = metadata["args"]
+            self.export_args, self.nms_free = metadata["args"], metadata["nms_free"]
             self.stride, self.fixed_size = int(metadata["stride"]), None if metadata["dynamic"] else metadata["imgsz"]
             self.overrides["imgsz"] = max(metadata["imgsz"])
         self.task, self.ckpt_path, self.model_name = task, weights, weights
@@ -214,7 +218,8 @@ class YOLOLAT(Model):
     def val(self, validator: Any = None, **kwargs: Any) -> LatMetrics | Submission:
         """Evaluate on a split of `data`, the training data unless given, with pycocotools.
 
-        Takes Ultralytics' arguments for validation, and `download=True` to fetch missing data.
+        Takes Ultralytics' arguments for validation, `download=True` to fetch missing data, and `box_vote=0.8` for boxes
+        that vote on those that suppression keeps (`yolo_lat.engine.box_voting`).
 
         Returns:
             Metrics; `.coco` holds the twelve numbers by name. For a split without annotations, such as COCO's test-dev,
@@ -229,6 +234,7 @@ class YOLOLAT(Model):
         if not kwargs["data"]:
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
         kwargs = self._checked(kwargs, rectangles=False)
+        self._take_box_vote(kwargs, validator)
         spec = load_dataset(kwargs["data"])
         spec.split(kwargs.get("split") or "val")
         if not kwargs.get("single_cls", self.overrides.get("single_cls")):
@@ -244,7 +250,8 @@ class YOLOLAT(Model):
             source: image, folder, glob, video, stream URL, camera number, array, PIL image, tensor or list of these.
             stream: yield results one by one, in bounded memory.
             predictor: a predictor class in place of `LatPredictor`.
-            **kwargs: `conf`, `iou`, `imgsz`, `device`, `save`, ...
+            **kwargs: `conf`, `iou`, `imgsz`, `device`, `save`, ...; with `box_vote=0.8` boxes vote on those that
+                suppression keeps (`yolo_lat.engine.box_voting`).
 
         Raises:
             UserError: arguments or files that cannot be used.
@@ -255,7 +262,11 @@ class YOLOLAT(Model):
         if tracker and Path(tracker).is_file():
             settings = read_yaml(Path(tracker))
             self._admit(settings.get("model") if isinstance(settings, dict) else None)  # tells objects by their looks
-        return super().predict(source, stream, predictor, **self._checked(kwargs))
+        kwargs = self._checked(kwargs)
+        self._take_box_vote(kwargs, predictor)
+        if self.predictor is not None and getattr(self.predictor, "box_vote", None) != self._box_vote:
+            self.predictor = None  # Ultralytics would keep it for the next call
+        return super().predict(source, stream, predictor, **kwargs)
 
     def export(self, **kwargs: Any) -> str:
         """Export for deployment, to ONNX unless `format` says otherwise; returns the path of the file.
@@ -310,6 +321,15 @@ class YOLOLAT(Model):
         for file in files:
             if isinstance(file, str | Path) and Path(file).suffix.lower() == ".pt" and Path(file).is_file():
                 check_pickled_names(Path(file))
+
+    def _take_box_vote(self, kwargs: dict[str, Any], own: Any) -> None:
+        """Take `box_vote` out of a call's arguments, for the part that it makes unless the user gives their `own`."""
+        self._box_vote = kwargs.pop("box_vote", None)
+        exported = isinstance(self.model, str)
+        nms_free = self.nms_free if exported else kwargs.get("nms") is False or kwargs.get("end2end") is True
+        check_box_vote(self._box_vote, self.model_name, nms_free)
+        if own is not None and self._box_vote is not None:
+            raise UserError(f"box_vote={self._box_vote}: {own} has to see to it, as it is not ours; leave box_vote out")
 
     def _check_is_pytorch_model(self) -> None:
         if not isinstance(self.model, torch.nn.Module):

@@ -21,6 +21,7 @@ from ultralytics.models.yolo.detect import DetectionPredictor
 from ultralytics.utils import nms, ops
 
 from yolo_lat.data.images import IMAGE_SUFFIXES, check_pixels, image_size
+from yolo_lat.engine.box_voting import vote
 from yolo_lat.errors import UserError
 from yolo_lat.unfinished import new_folder_of_run
 
@@ -30,11 +31,25 @@ _STAGE = ".unfinished"
 class LatPredictor(DetectionPredictor):
     """Detect objects in images, folders, videos and streams.
 
+    Args:
+        overrides: Ultralytics' arguments by name.
+        _callbacks: Ultralytics' callbacks.
+        box_vote: overlap from which boxes vote on those that suppression keeps; they do not unless given.
+
     Raises:
         UserError: a file that is no whole image or video.
     """
 
     save_dir: Path
+
+    def __init__(
+        self,
+        overrides: dict[str, Any] | None = None,
+        _callbacks: dict[str, Any] | None = None,
+        box_vote: float | None = None,
+    ) -> None:
+        super().__init__(overrides=overrides, _callbacks=_callbacks)
+        self.box_vote = box_vote
 
     def setup_source(self, source: Any, *args: Any, **kwargs: Any) -> None:
         """Open the source and make its loader strict."""
@@ -99,6 +114,8 @@ class LatPredictor(DetectionPredictor):
             max_time_img=float("inf"),
         )
         boxes, kept = found if features is not None else (found, None)
+        if self.box_vote is not None:
+            boxes = vote(preds, boxes, self.box_vote, self.args.conf, agnostic=self.args.agnostic_nms)
         if not isinstance(orig_imgs, list):
             orig_imgs = ops.convert_torch2numpy_batch(orig_imgs)[..., ::-1]
         results = self.construct_results(boxes, img, orig_imgs, **kwargs)

@@ -61,6 +61,7 @@ def about(
     conf: float | None = None,
     iou: float | None = None,
     max_det: int | None = None,
+    box_vote: float | None = None,
 ) -> dict[str, Any]:
     """Return what was evaluated, as `evaluation.json` has it, with the versions that did so.
 
@@ -73,9 +74,10 @@ def about(
         conf: least score of a detection.
         iou: threshold of non-maximum suppression.
         max_det: most detections in an image.
+        box_vote: overlap from which boxes voted on those that suppression kept; None where they did not.
     """
     given = {"model": model, "predictions": predictions, "data": data, "split": split}
-    settings = {"imgsz": imgsz, "conf": conf, "iou": iou, "max_det": max_det}
+    settings = {"imgsz": imgsz, "conf": conf, "iou": iou, "max_det": max_det, "box_vote": box_vote}
     versions = {package: version(package) for package in ("ultralytics", "pycocotools", "torch")}
     return given | settings | {"yolo_lat": __version__} | versions
 

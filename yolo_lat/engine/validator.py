@@ -35,6 +35,7 @@ from yolo_lat.data.registry import load_dataset
 from yolo_lat.data.spec import DatasetSpec
 from yolo_lat.engine import report
 from yolo_lat.engine.arguments import as_list
+from yolo_lat.engine.box_voting import vote
 from yolo_lat.engine.evaluate import CocoResult, evaluate_detections, given_data
 from yolo_lat.engine.ranks import MAIN, RANKS, mean_over_ranks, own_share
 from yolo_lat.errors import UserError
@@ -104,6 +105,13 @@ class LatValidator(DetectionValidator):
     `metrics` is a `Submission`. Every image counts: the time limit of Ultralytics' non-maximum suppression, which drops
     the rest of a slow batch, is lifted.
 
+    Args:
+        dataloader: batches to validate on; of the data set's split unless given.
+        save_dir: folder of the run; a new one below `project` unless given.
+        args: Ultralytics' arguments by name.
+        _callbacks: Ultralytics' callbacks.
+        box_vote: overlap from which boxes vote on those that suppression keeps; they do not unless given.
+
     Raises:
         UserError: a data set that cannot be read, or whose classes are not the model's.
     """
@@ -118,8 +126,10 @@ class LatValidator(DetectionValidator):
         save_dir: Path | None = None,
         args: Any = None,
         _callbacks: dict[str, Any] | None = None,
+        box_vote: float | None = None,
     ) -> None:
         wanted = get_cfg(overrides=args)
+        self.box_vote = box_vote
         self.given_data, self.given_model = given_data(wanted.data), str(wanted.model)
         self.spec = load_dataset(wanted.data)
         # Before the base makes the run folder, which broken data must not leave behind.
@@ -180,16 +190,19 @@ class LatValidator(DetectionValidator):
 
     def postprocess(self, preds: Any) -> list[dict[str, torch.Tensor]]:
         """Suppress overlapping boxes, without Ultralytics' time limit; what is left is on the host, in float32."""
+        agnostic = self.args.single_cls or self.args.agnostic_nms
         outputs = nms.non_max_suppression(
             preds,
             self.args.conf,
             self.args.iou,
             multi_label=True,
-            agnostic=self.args.single_cls or self.args.agnostic_nms,
+            agnostic=agnostic,
             max_det=self.args.max_det,
             end2end=self.end2end,
             max_time_img=float("inf"),
         )
+        if self.box_vote is not None:
+            outputs = vote(preds, outputs, self.box_vote, self.args.conf, multi_label=True, agnostic=agnostic)
         kept = [x.float().cpu() for x in outputs]
         return [{"bboxes": x[:, :4], "conf": x[:, 4], "cls": x[:, 5], "extra": x[:, 6:]} for x in kept]
 
@@ -274,6 +287,7 @@ class LatValidator(DetectionValidator):
             conf=self.args.conf,
             iou=self.args.iou,
             max_det=self.args.max_det,
+            box_vote=self.box_vote,
         )
         for figure in result.write(self.save_dir, self.dataloader.dataset.evaluated(), about, self.args.plots):
             self.on_plot(figure)
