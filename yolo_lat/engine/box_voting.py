@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_iou
+from ultralytics.utils.metrics import box_iou
 from ultralytics.utils.ops import xywh2xyxy
 
 from yolo_lat.deploy.postprocess import is_threshold
