@@ -110,11 +110,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Sitting:
-    """A run's process, the device that it has and when it began, in seconds since the epoch."""
+    """A run's process, the device that it has, when it began, in seconds since the epoch, and at which commit."""
 
     process: subprocess.Popen[bytes]
     device: str
     begun: float
+    commit: str | None
 
 
 def main() -> None:
@@ -212,11 +213,12 @@ def carry_out(runs: list[Run], given: argparse.Namespace) -> None:
         while waiting and len(running) < given.at_once:
             run, busy = waiting.pop(0), [sitting.device for sitting in running.values()]
             device = min(given.devices.split(","), key=busy.count)
-            running[run] = Sitting(start(run, given, device), device, time.time())
+            commit = given.commit or git_commit()  # now, as there may be others by the end
+            running[run] = Sitting(start(run, given, device), device, time.time(), commit)
         time.sleep(0.5)
         for run in [run for run, sitting in running.items() if sitting.process.poll() is not None]:
             sitting = running.pop(run)
-            finish(run, given, sitting.process.returncode, time.time() - sitting.begun)
+            finish(run, given, sitting)
     for run, sitting in running.items():
         sitting.process.kill()
         sitting.process.wait()
@@ -255,10 +257,10 @@ def mend_paths(last: Path, folder: Path, data_root: Path, device: str) -> None:
     torch.save(checkpoint, last)
 
 
-def finish(run: Run, given: argparse.Namespace, status: int, seconds: float) -> None:
+def finish(run: Run, given: argparse.Namespace, ended: Sitting) -> None:
     """Note how a run ended, and keep of its files what the study needs."""
-    folder = run.folder(given.state)
-    if status:
+    folder, seconds = run.folder(given.state), time.time() - ended.begun
+    if status := ended.process.returncode:
         log = (folder / "log").read_text(errors="replace").strip().splitlines()
         print(f"{run.key}: failed with status {status}: {log[-1] if log else ''}", flush=True)
         return
@@ -275,7 +277,7 @@ def finish(run: Run, given: argparse.Namespace, status: int, seconds: float) -> 
         **size_of(train / "weights/best.safetensors", run.options["imgsz"]),
         "gpu": gpu_name(),
         "fingerprint": run.fingerprint,
-        "commit": given.commit or git_commit(),
+        "commit": ended.commit,
         "at_once": given.at_once,
         "seconds_of_last_sitting": round(seconds),
     }

@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -431,8 +432,18 @@ def test_sizes_are_those_of_the_deployed_models(tmp_path, capsys) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_runs_stops_goes_on_and_is_collected(tmp_path, shapes, capsys) -> None:
+def test_a_study_runs_stops_goes_on_and_is_collected(tmp_path, shapes, capsys, monkeypatch) -> None:
     from small_training import SIZE, TRAIN
+
+    commits, start = ["before"], study.start
+
+    def start_and_commit(*given: Any) -> Any:
+        process = start(*given)
+        commits.append("while it ran")
+        return process
+
+    monkeypatch.setattr(study, "start", start_and_commit)
+    monkeypatch.setattr(study, "git_commit", lambda: commits[-1])
 
     recipe = {**TRAIN, "epochs": 2, "cfg": "small", "optimizer": "AdamW"}
     del recipe["imgsz"], recipe["device"], recipe["workers"], recipe["plots"]
@@ -452,7 +463,7 @@ def test_a_study_runs_stops_goes_on_and_is_collected(tmp_path, shapes, capsys) -
         at_once=1,
         devices="cpu",
         only="",
-        commit="abc",
+        commit=None,
         known=[],
     )
     runs = study.read_study(file)
@@ -460,7 +471,7 @@ def test_a_study_runs_stops_goes_on_and_is_collected(tmp_path, shapes, capsys) -
     given.out, given.latency = tmp_path / "study-s.json", []
     study.write_results(runs, given)
     rows = json.loads(given.out.read_text())["runs"]
-    assert [row["run"] for row in rows] == ["p-base", "p-none"]
+    assert [(row["run"], row["commit"]) for row in rows] == [("p-base", "before"), ("p-none", "while it ran")]
     assert all(row["epochs"] == 2 and row["images_per_s"] > 0 and len(row["coco"]) == 12 for row in rows)
     assert rows[1]["parameters"] < rows[0]["parameters"]
     capsys.readouterr()
