@@ -2,7 +2,7 @@
 
 A box that non-maximum suppression (NMS) keeps becomes the mean, weighted by score, of all boxes of its class that
 overlap it by more than a threshold; scores stay. From "Object detection via a multi-region and semantic
-segmentation-aware CNN model" (Gidaris and Komodakis, 2015), section 4; Detectron calls it BBOX_VOTE, with 0.8.
+segmentation-aware CNN model" (Gidaris and Komodakis, 2015); Detectron calls it BBOX_VOTE, with 0.8.
 `yolo_lat.deploy.postprocess` does the same in numpy.
 """
 
