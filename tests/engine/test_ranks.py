@@ -346,26 +346,20 @@ class TestRankWatch:
         assert processes[0].wait(30) == 1
         assert "error: rank 1 (process " in processes[0].stderr.read()
 
-    def test_names_who_ended_though_its_connection_stays_open_for_a_moment(self, start, tmp_path) -> None:
-        """In a process that it has just forked, a data loader's worker say."""
-        processes = start(2, "fork")
+    @pytest.mark.parametrize("count", [2, 3])
+    def test_names_who_ended_though_its_connection_stays_open_for_a_moment(self, start, tmp_path, count) -> None:
+        """In a process that it has just forked, a data loader's worker say, while all others are asked to end."""
+        processes = start(count, "fork")
         wait_for(tmp_path / "child-1")
         processes[1].kill()
         processes[1].wait(30)
-        processes[0].terminate()
-        assert processes[0].wait(30) == 1
-        assert "error: rank 1 (process " in processes[0].stderr.read()
-
-    def test_names_who_ended_though_all_others_are_asked_to_end(self, start, tmp_path) -> None:
-        processes = start(3, "fork")
-        wait_for(tmp_path / "child-1")
-        processes[1].kill()
-        processes[1].wait(30)
-        for process in processes[::-2]:
+        others = [process for process in processes if process is not processes[1]]
+        for process in others:
             process.terminate()
-        assert processes[0].wait(30) == 1
-        assert "error: rank 1 (process " in processes[0].stderr.read()
-        assert processes[2].wait(30) in {1, 143}
+        said = [(process.wait(30), process.stderr.read()) for process in others]
+        assert said[0][0] == 1
+        assert "error: rank 1 (process " in said[0][1]
+        assert all(status in {1, 143} and not words for status, words in said[1:])
 
     def test_ends_without_a_word_when_all_are_asked_to(self, start) -> None:
         processes = start(3)
