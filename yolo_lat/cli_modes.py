@@ -151,6 +151,7 @@ _BOX_VOTE = Key(
     "precise",
     NUMBER,
 )
+_RUN = (_MODEL_OR_BEST, _SOURCE, _SCALE, _TRUST, _BATCH)
 _DETECT = ("imgsz", "save", "iou", "max_det", "quantize", "nms", *_WHERE)
 
 MODES = {
@@ -228,11 +229,7 @@ MODES = {
                 "yolo-lat predict model=best.pt source=cars.mp4 conf=0.4 save=False show",
             ),
             keys=(
-                _MODEL_OR_BEST,
-                _SOURCE,
-                _SCALE,
-                _TRUST,
-                _BATCH,
+                *_RUN,
                 Key("conf", "0.25", "confidence threshold"),
                 _BOX_VOTE,
                 _HALF,
@@ -282,16 +279,7 @@ MODES = {
                 "yolo-lat track source=cars.mp4",
                 "yolo-lat track model=best.pt source=0 tracker=bytetrack.yaml show",
             ),
-            keys=(
-                _MODEL_OR_BEST,
-                _SOURCE,
-                _SCALE,
-                _TRUST,
-                _BATCH,
-                Key("conf", "0.1", "confidence threshold"),
-                _BOX_VOTE,
-                _HALF,
-            ),
+            keys=(*_RUN, Key("conf", "0.1", "confidence threshold"), _BOX_VOTE, _HALF),
             general=_DETECT,
             sections=("Tracker settings", "Predict settings", "Visualize settings"),
         ),

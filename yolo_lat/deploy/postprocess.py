@@ -7,6 +7,7 @@ that it keeps, as in `yolo_lat.engine.box_voting`.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,8 +33,7 @@ class Boxes(NamedTuple):
 
 def is_threshold(value: Any) -> bool:
     """Return whether a value is a number from 0 to 1."""
-    number = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-    return number and bool(0 <= value <= 1)
+    return isinstance(value, Real) and not isinstance(value, bool) and 0 <= float(value) <= 1
 
 
 def from_raw_output(

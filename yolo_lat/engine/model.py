@@ -233,8 +233,8 @@ class YOLOLAT(Model):
         kwargs["data"] = kwargs.get("data") or self.overrides.get("data")
         if not kwargs["data"]:
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
-        kwargs = self._checked(kwargs, rectangles=False)
         self._take_box_vote(kwargs, validator)
+        kwargs = self._checked(kwargs, rectangles=False)
         spec = load_dataset(kwargs["data"])
         spec.split(kwargs.get("split") or "val")
         if not kwargs.get("single_cls", self.overrides.get("single_cls")):
@@ -262,11 +262,10 @@ class YOLOLAT(Model):
         if tracker and Path(tracker).is_file():
             settings = read_yaml(Path(tracker))
             self._admit(settings.get("model") if isinstance(settings, dict) else None)  # tells objects by their looks
-        kwargs = self._checked(kwargs)
         self._take_box_vote(kwargs, predictor)
         if self.predictor is not None and getattr(self.predictor, "box_vote", None) != self._box_vote:
             self.predictor = None  # Ultralytics would keep it for the next call
-        return super().predict(source, stream, predictor, **kwargs)
+        return super().predict(source, stream, predictor, **self._checked(kwargs))
 
     def export(self, **kwargs: Any) -> str:
         """Export for deployment, to ONNX unless `format` says otherwise; returns the path of the file.
