@@ -3,7 +3,7 @@
     python tools/study.py run STUDY.yaml STATE DATA [--seconds 540] [--at-once 4] [--devices 0,1] [--known RECORD.json]
     python tools/study.py collect STUDY.yaml STATE docs/results/study-NAME.json [--latency BENCHMARK.json]
     python tools/study.py draw docs/results/study-NAME.json docs/images
-    python tools/study.py table docs/results/study-NAME.json
+    python tools/study.py table docs/results/study-NAME.json [--epochs 50,100,150] [--data voc12] [--runs n-base,26n]
     python tools/study.py models STUDY.yaml FOLDER
     python tools/study.py sizes STUDY.yaml [--imgsz 320] [--classes 80]
 
@@ -59,6 +59,7 @@ from study_record import (
     describe_run,
     git_commit,
     make_record,
+    markdown_curves,
     markdown_table,
     print_table,
     read_known,
@@ -143,6 +144,9 @@ def main() -> None:
     collect.add_argument("--latency", type=Path, nargs="+", default=[], help="records of yolo-lat benchmark")
     for mode in (draw, table):
         mode.add_argument("record", type=Path)
+    table.add_argument("--epochs", type=epochs, help="what runs had come to by these, with commas between")
+    table.add_argument("--data", default="", help="sets with commas between, in place of all")
+    table.add_argument("--runs", default="", help="runs with commas between, in place of all")
     for mode in (draw, models):
         mode.add_argument("folder", type=Path)
     sizes.add_argument("--imgsz", type=int, default=320)
@@ -163,7 +167,8 @@ def act(given: argparse.Namespace) -> None:
         print(*draw_study(given.record, given.folder), sep="\n")
         return
     if given.mode == "table":
-        print(markdown_table(read_rows(given.record)))
+        rows = chosen_rows(read_rows(given.record), given.runs, given.data)
+        print(markdown_curves(rows, given.epochs) if given.epochs else markdown_table(rows))
         return
     runs = read_study(given.study)
     if given.mode == "run":
@@ -174,6 +179,26 @@ def act(given: argparse.Namespace) -> None:
         print_sizes(runs, given.imgsz, given.classes)
     else:
         write_results(runs, given)
+
+
+def epochs(text: str) -> list[int]:
+    """Read the numbers of epochs, with commas between."""
+    return [int(word) for word in text.split(",")]
+
+
+def chosen_rows(rows: list[dict[str, Any]], runs: str, data: str) -> list[dict[str, Any]]:
+    """Return the rows of some runs and sets, whose names have commas between, all where none is named.
+
+    Raises:
+        UserError: no row has such a name.
+    """
+    for key, names in (("run", runs), ("data", data)):
+        wanted = [name for name in names.split(",") if name]
+        known = {row[key] for row in rows}
+        if unknown := sorted(set(wanted) - known):
+            raise UserError(f"the record has no {key} {unknown[0]}; it has {', '.join(sorted(known))}")
+        rows = [row for row in rows if not wanted or row[key] in wanted]
+    return rows
 
 
 def read_study(file: Path) -> list[Run]:

@@ -50,6 +50,9 @@ def save_record(record: dict[str, Any], file: Path) -> None:
     file.write_text(text + "\n", encoding="utf-8")
 
 
+_SMOOTHED = 3  # validations that a value of `markdown_curves` is the mean of
+
+
 def read_rows(record: Path) -> list[dict[str, Any]]:
     """Return the runs of a record.
 
@@ -229,6 +232,26 @@ def markdown_table(rows: list[dict[str, Any]]) -> str:
             lines.append("| " + " | ".join([name, str(len(found)), *numbers, change, *costs]) + " |")
         lines.append("")
     return "\n".join(lines)
+
+
+def markdown_curves(rows: list[dict[str, Any]], epochs: list[int]) -> str:
+    """Return a Markdown table of what every run, of those that only began too, had come to after some epochs.
+
+    One value is the mean AP of the last three validations until then, as single ones scatter; on squares with
+    `cache: device`. A run that had not come so far has none.
+    """
+    lines = [
+        "| run | data | seed | " + " | ".join(str(epoch) for epoch in epochs) + " |",
+        "|---" * (3 + len(epochs)) + "|",
+    ]
+    for row in rows:
+        cells = []
+        for epoch in epochs:
+            until = [ap for at, ap in row.get("curve", []) if at <= epoch]
+            reached = len(until) >= _SMOOTHED and row["curve"][-1][0] >= epoch
+            cells.append(f"{statistics.mean(until[-_SMOOTHED:]):.3f}" if reached else "-")
+        lines.append("| " + " | ".join([row["run"], row["data"], str(row["seed"]), *cells]) + " |")
+    return "\n".join([*lines, ""])
 
 
 def _spread(values: list[float], form: str = ".3f") -> str:

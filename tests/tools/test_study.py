@@ -174,13 +174,50 @@ def test_differences_are_to_the_mean_of_the_first_row_of_a_model_or_of_the_one_n
     assert "| waiting | 0 | - | - | - |  | - | - | - | - |" in table
 
 
-def test_the_tables_of_the_page_are_those_of_the_records() -> None:
+def test_curves_are_smoothed_and_end_where_a_run_had_come_to() -> None:
+    rows = [
+        row("base", 0, 0.3, curve=[(5, 0.1), (10, 0.2), (15, 0.6), (20, 0.4)]),
+        row("begun", 1, None, curve=[(5, 0.1), (10, 0.3), (15, 0.2)]),
+        row("waiting", 0, None),
+    ]
+    assert study_record.markdown_curves(rows, [10, 15, 17, 20]).splitlines()[2:] == [
+        "| base | a | 0 | - | 0.300 | 0.300 | 0.400 |",
+        "| begun | a | 1 | - | 0.200 | - | - |",
+        "| waiting | a | 0 | - | - | - | - |",
+    ]
+
+
+def test_tables_of_some_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "study-x.json"
+    study_record.save_record({"runs": [row("base", 0, 0.3), row("more", 0, 0.4)]}, record)
+    monkeypatch.setattr(sys, "argv", ["study.py", "table", str(record), "--runs", "more"])
+    study.main()
+    shown = capsys.readouterr().out
+    assert "| more | 1 | 0.400" in shown
+    assert "base" not in shown
+    for words, error in (
+        (["--runs", "more,less"], "study: the record has no run less; it has base, more\n"),
+        (["--data", "voc"], "study: the record has no data voc; it has a\n"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["study.py", "table", str(record), *words])
+        with pytest.raises(SystemExit) as ended:
+            study.main()
+        assert (ended.value.code, capsys.readouterr().err) == (2, error)
+
+
+def test_the_tables_of_the_page_are_those_of_the_records(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = (ROOT / "docs/study.md").read_text(encoding="utf-8")
-    shown = re.findall(r"<!-- study.py table (\S+) -->\n(.*?)<!-- end -->", page, re.DOTALL)
+    shown = re.findall(r"<!-- (study.py table [^\n]+) -->\n(.*?)<!-- end -->", page, re.DOTALL)
     assert shown
-    for record, table in shown:
-        rows = json.loads((ROOT / record).read_text(encoding="utf-8"))["runs"]
-        assert table == study_record.markdown_table(rows)
+    monkeypatch.chdir(ROOT)
+    for command, table in shown:
+        monkeypatch.setattr(sys, "argv", command.split())
+        study.main()
+        assert capsys.readouterr().out == table + "\n"
 
 
 def test_quality_is_equal_with_data_on_the_device_as_the_guide_says() -> None:
