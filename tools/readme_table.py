@@ -29,7 +29,7 @@ SHORT_SIZE = 640  # px, of the README's table
 
 def main(words: list[str], root: Path = ROOT) -> None:
     """Print, write or check the tables, as `words` say."""
-    files = sorted((root / "docs/results").glob("benchmark-*.json"))
+    files = sorted((root / "docs/results").glob("benchmark-*.json"), key=lambda file: file.stem)
     if not files:
         sys.exit(
             "no docs/results/benchmark-*.json; measure with yolo-lat benchmark json=docs/results/benchmark-NAME.json"
@@ -61,22 +61,23 @@ def put(table: str, file: Path, write: bool) -> None:
 def short_table(parts: list[tuple[Record, list[str]]]) -> str:
     """Return one table of all machines: a row a model, a column for each batch and boundary of a machine.
 
-    Candidates and models of former times are left out, and records that have no other of ours. Records of one machine
-    that cannot be joined share columns: each model has the time of the first that measured it, and its ratio to the
-    reference in the same rounds.
+    Candidates and models of former times are left out, and records that have no other of ours or none of this size.
+    Records of one machine that cannot be joined share columns: each model has the time of the first that measured it,
+    and its ratio to the reference in the same rounds.
     """
     reference = parts[0][0].how["references"][0]
     names = {name for name in model_names() if "-first-" not in name}
     columns, sizes, lines = dict[str, dict[str, str]](), dict[str, list[str]](), []
     for record, _ in parts:
-        if names.isdisjoint(model.name for model in record.models):
-            continue
         cpu = record.machine["device"] == record.machine["cpu"]
         precisions = {measured.precision for measured in record.cells}
         precision = "fp16" if "fp16" in precisions else "fp32"
+        shown = list(chosen(record, precision))
+        if not shown or names.isdisjoint(model.name for model in record.models):
+            continue
         place = "CPU" if cpu else record.machine["device"].removeprefix("NVIDIA ").split()[0]
         lines.append(f"{place}: {heading(record)[0]}; {precision}")
-        for measured in chosen(record, precision):
+        for measured in shown:
             column = columns.setdefault(f"{place}, batch {measured.batch}, {measured.boundary}", {})
             for result in measured.results:
                 if result.model in names or re.match(r"yolo(?!-lat)", result.model):
