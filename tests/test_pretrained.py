@@ -66,6 +66,28 @@ class TestEach:
             load_model_yaml(name)
 
 
+def test_cards_and_the_study_say_what_weights_reach_at_other_sizes() -> None:
+    record = json.loads((ROOT / "docs/results/other-sizes.json").read_text(encoding="utf-8"))["results"]
+    study = (ROOT / "docs/study.md").read_text(encoding="utf-8")
+    assert set(record) == set(pretrained_names())
+    titles = {"voc12": "photographs", "groceries": "groceries", "pcb": "circuit boards"}
+    for name, sizes in record.items():
+        found, card = find_pretrained(name), (ROOT / f"weights/{name}.md").read_text(encoding="utf-8")
+        assert found is not None
+        own = sizes.pop(str(found.imgsz))["AP"]
+        assert own == pytest.approx(found.coco["AP"], abs=1e-6)
+        limit = next(line for line in card.splitlines() if line.startswith(f"- For images of {found.imgsz} px:"))
+        n, p = (record[f"yolo-lat-{scale}-{found.data}"] for scale in "np")
+        for size in sizes:
+            assert f"at {size} px " in limit
+            assert f"{n[size]['AP']:.3f}" in limit
+            assert f"{p[size]['AP']:.3f}" in limit
+        scale = name.split("-")[2]
+        cells = [f"{reached['AP']:.3f}" for reached in sizes.values()]
+        cells.insert(1, f"**{own:.3f}**")
+        assert f"| {scale}, {titles[found.data]} | {' | '.join(cells)} |" in study
+
+
 def test_nothing_lies_beside_the_registry_that_it_does_not_name() -> None:
     folder = ROOT / "weights"
     expected = {pretrained.REGISTRY, *(f"{name}{suffix}" for name in NAMES for suffix in (".safetensors", ".md"))}
