@@ -18,6 +18,7 @@ SHOWN = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 AP_COLUMN, SPEED_COLUMN = "metrics/mAP50-95(B)", "speed/images_per_s"
 LOSSES = ("train/box_loss", "val/box_loss", "train/cls_loss", "val/cls_loss")
 SHARE = 0.9  # of the best AP, which `epochs_to_90` is about
+SMOOTHED = 3  # validations that a value of `markdown_curves` is the mean of
 COLUMNS = ("run", "seeds", "AP", "AP50", "squares", "difference", "parameters", "GFLOPs", "ms", "to 90%")
 OF_THE_STUDY = {"run", "data", "seed", "options", "change", "against", "latency"}  # of a row, and not of its training
 
@@ -48,9 +49,6 @@ def save_record(record: dict[str, Any], file: Path) -> None:
     text = json.dumps({**record, "runs": []}, indent=1).replace('"runs": []', f'"runs": [\n{rows}\n ]')
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(text + "\n", encoding="utf-8")
-
-
-_SMOOTHED = 3  # validations that a value of `markdown_curves` is the mean of
 
 
 def read_rows(record: Path) -> list[dict[str, Any]]:
@@ -248,8 +246,8 @@ def markdown_curves(rows: list[dict[str, Any]], epochs: list[int]) -> str:
         cells = []
         for epoch in epochs:
             until = [ap for at, ap in row.get("curve", []) if at <= epoch]
-            reached = len(until) >= _SMOOTHED and row["curve"][-1][0] >= epoch
-            cells.append(f"{statistics.mean(until[-_SMOOTHED:]):.3f}" if reached else "-")
+            reached = len(until) >= SMOOTHED and row["curve"][-1][0] >= epoch
+            cells.append(f"{statistics.mean(until[-SMOOTHED:]):.3f}" if reached else "-")
         lines.append("| " + " | ".join([row["run"], row["data"], str(row["seed"]), *cells]) + " |")
     return "\n".join([*lines, ""])
 
