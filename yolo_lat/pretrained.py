@@ -106,6 +106,26 @@ def find_pretrained(name: str) -> Pretrained | None:
     return Pretrained(name, **{key: values[key] for key in Pretrained.__dataclass_fields__ if key != "name"})
 
 
+def find_weights(weights: str | Path, key: str = "") -> Path:
+    """Return the file of trained weights.
+
+    Args:
+        weights: a .pt, safetensors, or the name of weights that ship.
+        key: the argument that named them, for messages.
+
+    Raises:
+        UserError: none of these, or no such file.
+    """
+    shipped = find_pretrained(str(weights))
+    file = shipped.checked() if shipped else Path(weights)
+    given = f"{key}={weights}" if key else str(weights)
+    if file.suffix.lower() not in (".pt", ".safetensors"):
+        raise UserError(f"{given}: no trained weights; give a .pt, safetensors or a name of `info weights`")
+    if not file.is_file():
+        raise UserError(f"{given}: no such weights; correct the path")
+    return file
+
+
 def default_weights() -> Pretrained | None:
     """Return the weights that are used where none are named: those that the registry's key `default` names."""
     default = read_registry()["default"]

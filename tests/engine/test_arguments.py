@@ -1,9 +1,16 @@
 """Arguments that Ultralytics would change, ignore or trip over: one sentence each, before anything is written."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
+from ultralytics.utils import ROOT as ULTRALYTICS
 
 from yolo_lat import YOLOLAT
+from yolo_lat.engine.train_options import freeze_list
 from yolo_lat.errors import UserError
 
 
@@ -22,13 +29,19 @@ def refusal(call, *args, **kwargs) -> str:
 @pytest.mark.parametrize("mode", ["train", "val", "predict", "export", "info"])
 @pytest.mark.parametrize(
     ("imgsz", "wanted"),
-    [(100, "use 96 or 128"), (31, "use 32 or 64"), ("abc", "use 640 or 672"), (0, "use 32 or 64"), (64.0, "64 or 96")],
+    [
+        (100, "100 is not a multiple of the model's stride 32; use 96 or 128"),
+        (31, "31 is not a multiple of the model's stride 32; use 32 or 64"),
+        (0, "0 is not a multiple of the model's stride 32; use 32 or 64"),
+        ("abc", "abc: must be a whole number of pixels"),
+        (64.0, "64.0: must be a whole number of pixels"),
+        (True, "True: must be a whole number of pixels"),
+    ],
 )
-def test_an_image_size_that_does_not_fit_the_stride_names_its_neighbours(detector, run, mode, imgsz, wanted):
+def test_an_image_size_that_cannot_be(detector, run, mode, imgsz, wanted):
     arguments = {} if mode in ("export", "info") else {"source": "x.jpg"} if mode == "predict" else {"data": run.data}
     message = refusal(getattr(detector, mode), imgsz=imgsz, **arguments)
-    assert message.startswith(f"imgsz={imgsz} is not a multiple of the model's stride 32")
-    assert wanted in message
+    assert message == f"imgsz={wanted}"
 
 
 def test_training_and_validation_take_one_image_size(detector, run):
@@ -85,7 +98,117 @@ def test_data_is_one_data_set(detector, tmp_path):
         ({"format": "onx"}, "did you mean 'onnx'?"),
         ({"format": "torchscript", "opset": 17}, "argument 'opset' is not supported for format='torchscript'"),
         ({"format": "ncnn", "nms": True, "dynamic": True}, "argument 'dynamic' is not supported"),
+        ({"opset": 99}, "opset=99: torch writes 23 at most; leave it out for 18"),
+        (
+            {"format": "torchscript", "quantize": 16},
+            "format=torchscript: FP16 TorchScript export is only supported on GPU",
+        ),
     ],
 )
 def test_export_refuses_what_it_cannot_do(detector, arguments, wanted):
     assert wanted in refusal(detector.export, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        *(({"batch": value}, f"batch={value}: must be a whole number from 1, -1 for") for value in (0, -5, 1.5, True)),
+        ({"cache": "banana"}, "cache=banana: must be True, False, ram, disk, device or pinned"),
+        ({"compile": "banana"}, "compile=banana: must be True, False or one of default, "),
+        ({"time": -1}, "time=-1: must be a number of hours above 0"),
+        ({"workers": -1}, "workers=-1: must be a whole number from 0"),
+        ({"close_mosaic": -3}, "close_mosaic=-3: must be a whole number of epochs from 0"),
+        ({"warmup_epochs": -1}, "warmup_epochs=-1: must be a number of epochs from 0"),
+        ({"classes": 99}, "classes=99: must be the number of a class, from 0 to "),
+        ({"freeze": 999}, "freeze=999: leaves nothing to train; freeze fewer of the 16 layers"),
+        ({"freeze": -1}, "freeze=-1: must be a number of layers from 0, or names of layers"),
+        ({"freeze": "head"}, "freeze=head: the model has no layer head; give numbers, or names like 16.cv2"),
+        ({"freeze": ["15.cv2", 16]}, "freeze=['15.cv2', 16]: the model has no layer 16;"),
+        ({"pretrained": "yolov8n.pt"}, "pretrained=yolov8n.pt: no such weights; correct the path"),
+        ({"pretrained": "https://example.org/a.pt"}, "pretrained=https://example.org/a.pt: no such weights; "),
+        ({"pretrained": "banana"}, "pretrained=banana: no trained weights; give a .pt, safetensors or a name of"),
+    ],
+)
+def test_training_refuses_what_means_nothing(run, tmp_path, arguments, wanted):
+    words = {"data": run.data, "project": tmp_path / "runs", "epochs": 1, "imgsz": 64, "device": "cpu", **arguments}
+    assert refusal(YOLOLAT("yolo-lat-p").train, **words).startswith(wanted)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_layers_to_freeze_are_told_in_any_form():
+    model = YOLOLAT("yolo-lat-p").model
+    for freeze in (None, 0, 3, [2, "15.cv2"]):
+        assert freeze_list(freeze, model) == freeze
+    assert freeze_list("15.cv2", model) == ["15.cv2"]
+    assert freeze_list((0, 1), model) == [0, 1]  # 1 has no weights at this depth
+
+
+def test_what_is_frozen_stays(run, tmp_path):
+    words = {"epochs": 1, "imgsz": 64, "device": "cpu", "workers": 0, "plots": False, "val": False}
+    YOLOLAT(run.best).train(data=run.data, project=tmp_path, name="run", freeze="15.cv2", **words)
+    before, after = (
+        load_file(file) for file in (run.best.with_name("best.safetensors"), tmp_path / "run/weights/last.safetensors")
+    )
+    changed = {name for name, value in after.items() if name.endswith("conv.weight") and not value.equal(before[name])}
+    assert not [name for name in changed if name.startswith("model.15.cv2")]
+    assert "model.15.cv3.0.0.conv.weight" in changed
+
+
+def test_weights_are_taken_over_in_every_form(run, tmp_path):
+    model = YOLOLAT(run.best)
+    model.save(tmp_path / "a.safetensors")
+    model.save(tmp_path / "a.pt")
+    expected = model.model.state_dict()
+    for file in (tmp_path / "a.safetensors", str(tmp_path / "a.pt"), model.model):
+        found = YOLOLAT(run.best.with_name("last.safetensors")).load(file).model.state_dict()
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize(
+    ("weights", "wanted"),
+    [
+        ("yolov8n.pt", "yolov8n.pt: no such weights; correct the path"),
+        ("x.onnx", "x.onnx: no trained weights; give a .pt"),
+    ],
+)
+def test_weights_that_are_not_there_are_not_fetched(weights, wanted):
+    assert refusal(YOLOLAT("yolo-lat-p").load, weights).startswith(wanted)
+
+
+def test_classes_are_those_of_the_model(detector, run):
+    last = len(detector.names) - 1
+    for classes in (last + 1, [0, last + 1], [-1], ["circle"], True):
+        wanted = f"must be the number of a class, from 0 to {last}"
+        assert wanted in refusal(detector.predict, np.zeros((64, 64, 3), np.uint8), classes=classes)
+        assert wanted in refusal(detector.val, data=run.data, classes=classes)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, bool, np.int32])
+def test_arrays_are_bytes(detector, kind):
+    image = np.zeros((64, 64, 3), kind)
+    for source in (image, [np.zeros((64, 64, 3), np.uint8), image]):
+        assert refusal(detector.predict, source).startswith(f"source: an image of {np.dtype(kind)}; give bytes")
+
+
+def test_a_tracker_that_is_none_does_no_harm(detector, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert refusal(detector.track, image, tracker="x.yaml").startswith(
+        "tracker=x.yaml: no such file; give one, or bytetrack"
+    )
+    file = Path("own.yaml")
+    stock = yaml.safe_load((ULTRALYTICS / "cfg/trackers/bytetrack.yaml").read_text())
+    file.write_text(yaml.safe_dump({**stock, "tracker_type": "bytetrak"}))
+    assert "own.yaml, key tracker_type: bytetrak is unknown; did you mean 'bytetrack'?" in refusal(
+        detector.track, image, tracker=file
+    )
+    file.write_text(yaml.safe_dump({key: stock[key] for key in stock if key != "match_thresh"}))
+    assert refusal(detector.track, image, tracker=str(file)).startswith("own.yaml: lacks match_thresh; copy ")
+    assert not Path("runs").exists()
+    file.write_text(yaml.safe_dump(stock))
+    for tracker in (str(file), "botsort.yaml", None):
+        assert len(detector.track(image, verbose=False, **({"tracker": tracker} if tracker else {}))) == 1
+
+
+def test_tuning_is_not_offered(detector, run):
+    assert refusal(detector.tune, data=run.data, iterations=1).startswith("tune: not offered")

@@ -257,13 +257,10 @@ def weights_arguments(run, file: Path, folder: Path):
         "distill_model": lambda trust: model(trust).train(distill_model=str(file), **training),
         "resume": lambda trust: model(trust).train(resume=str(file)),
         "tracker": lambda trust: model(trust).track(ONE_IMAGE, tracker=str(tracker), verbose=False, device="cpu"),
-        "tune": lambda trust: model(trust).tune(pretrained=str(file), iterations=1, **training),
     }
 
 
-@pytest.mark.parametrize(
-    "argument", ["model", "load", "pretrained", "recipe", "distill_model", "resume", "tracker", "tune"]
-)
+@pytest.mark.parametrize("argument", ["model", "load", "pretrained", "recipe", "distill_model", "resume", "tracker"])
 def test_no_argument_goes_around(run, tmp_path, mark, argument):
     file = attacked(run, tmp_path / "x.pt", mark)
     assert "x.pt: names " in refusal(weights_arguments(run, file, tmp_path)[argument], False)
@@ -522,7 +519,6 @@ def test_the_download_of_a_data_yaml_never_runs(run, tmp_path, mark, script):
             refusal(model.train, data=file, epochs=1, download=asked),
         ):
             assert "scripts are never run" in message if asked else "no such path" in message
-    assert "key download: tune() would run it" in refusal(model.tune, data=file)
     assert "no such path" in refusal(model.export, format="onnx", quantize=8, data=str(file))
     for module in ("engine.trainer", "engine.validator", "engine.exporter", "data.utils", "utils.benchmarks"):
         with pytest.raises(FileNotFoundError):

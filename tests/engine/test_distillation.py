@@ -149,7 +149,7 @@ def test_a_training_that_breaks_goes_on_from_its_checkpoint(shapes, tmp_path, te
     ("teacher", "message"),
     [
         ("yolov8n.yaml", r"^distill_model=yolov8n.yaml: no trained weights; give a .pt, safetensors or a name of"),
-        ("nothing.safetensors", r"^nothing.safetensors: no such weights; correct the path$"),
+        ("nothing.safetensors", r"^distill_model=nothing.safetensors: no such weights; correct the path$"),
     ],
 )
 def test_what_cannot_teach(shapes, tmp_path, teacher, message) -> None:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from ultralytics.cfg import get_cfg
 from ultralytics.engine.exporter import export_formats, validate_args
-from ultralytics.utils import LOGGER
+from ultralytics.trackers.track import TRACKER_MAP
+from ultralytics.utils import LOGGER, ROOT, YAML
 from ultralytics.utils.torch_utils import parse_device
 
+from yolo_lat.data.files import read_yaml
 from yolo_lat.errors import UserError, nearest
 
 OWN_EXPORT_KEYS = ("preprocess", "best_class", "target")
 TARGETS = ("gpu", "cpu")
+MAX_OPSET = 23  # that torch's tracing exporter writes
 
 
 def as_list(value: Any) -> list[Any]:
@@ -48,6 +51,8 @@ def check_export(kwargs: dict[str, Any]) -> dict[str, Any]:
     kwargs = {key: value for key, value in kwargs.items() if key not in own}
     if "opset" in keys[form]:
         kwargs = {"opset": 18, **kwargs}
+        if isinstance(kwargs["opset"], int) and kwargs["opset"] > MAX_OPSET:
+            raise UserError(f"opset={kwargs['opset']}: torch writes {MAX_OPSET} at most; leave it out for 18")
     try:
         args = get_cfg(overrides=kwargs)
         validate_args(form, args, keys[form])
@@ -110,13 +115,49 @@ def check_image_size(imgsz: int | list[int] | tuple[int, ...] | None, stride: in
     if not 1 <= len(sides) <= (2 if rectangles else 1):
         raise UserError(f"imgsz={imgsz}: give one number{' or two, height and width' if rectangles else ''}")
     for side in sides:
-        if not isinstance(side, int) or side < stride or side % stride:
-            near = (
-                max(int(side) // stride, 1) * stride if isinstance(side, int | float) and math.isfinite(side) else 640
-            )
+        if not isinstance(side, int) or isinstance(side, bool):
+            raise UserError(f"imgsz={imgsz}: must be a whole number of pixels")
+        if side < stride or side % stride:
+            near = max(side // stride, 1) * stride
             raise UserError(
                 f"imgsz={imgsz} is not a multiple of the model's stride {stride}; use {near} or {near + stride}"
             )
+
+
+def check_classes(classes: Any, names: Collection[Any]) -> None:
+    """Raise UserError unless `classes`, one or several or None, are numbers of those that have names."""
+    for number in () if classes is None else as_list(classes):
+        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(names):
+            raise UserError(f"classes={number}: must be the number of a class, from 0 to {len(names) - 1}")
+
+
+def check_tracker(tracker: str | Path) -> dict[str, Any]:
+    """Return the settings of a tracker: a file, or the name of one of Ultralytics'.
+
+    Raises:
+        UserError: no such file, a tracker that Ultralytics does not have, or a key that is missing.
+    """
+    stock = {name: ROOT / f"cfg/trackers/{name}.yaml" for name in TRACKER_MAP}
+    file = next((path for path in stock.values() if path.name == str(tracker)), Path(tracker))
+    if not file.is_file():
+        known = ", ".join(path.name for path in stock.values())
+        raise UserError(f"tracker={tracker}: no such file; give one, or {known}")
+    settings = read_yaml(file)
+    kind = settings.get("tracker_type") if isinstance(settings, dict) else None
+    if kind not in stock:
+        hint = nearest(str(kind), stock)
+        raise UserError(f"{file}, key tracker_type: {kind} is unknown{hint}; use {', '.join(stock)}")
+    missing = YAML.load(stock[kind]).keys() - settings.keys()
+    if missing:
+        raise UserError(f"{file}: lacks {', '.join(sorted(missing))}; copy {stock[kind]} and change that")
+    return dict(settings)
+
+
+def check_arrays(source: Any) -> None:
+    """Raise UserError for arrays of numbers that would be taken for bytes; torch tensors may hold 0 to 1."""
+    for image in as_list(source):
+        if isinstance(image, np.ndarray) and image.dtype not in (np.uint8, np.uint16):
+            raise UserError(f"source: an image of {image.dtype}; give bytes (uint8), as cv2.imread does")
 
 
 def check_device(device: Any) -> None:

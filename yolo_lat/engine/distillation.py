@@ -11,7 +11,7 @@ from ultralytics.nn.tasks import DetectionModel
 
 from yolo_lat.engine.checkpoint import load_pt, load_safetensors
 from yolo_lat.errors import UserError
-from yolo_lat.pretrained import find_pretrained
+from yolo_lat.pretrained import find_weights
 
 
 class Distillation(DistillationModel):
@@ -82,10 +82,5 @@ def load_teacher(weights: str | Path) -> DetectionModel:
     Raises:
         UserError: no weights of a detector.
     """
-    shipped = find_pretrained(str(weights))
-    file = shipped.checked() if shipped else Path(weights)
-    if file.suffix == ".safetensors":
-        return load_safetensors(file)
-    if file.suffix == ".pt":
-        return load_pt(file)[0].float()
-    raise UserError(f"distill_model={weights}: no trained weights; give a .pt, safetensors or a name of `info weights`")
+    file = find_weights(weights, "distill_model")
+    return load_safetensors(file) if file.suffix.lower() == ".safetensors" else load_pt(file)[0].float()

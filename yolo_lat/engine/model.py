@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from ultralytics.engine.exporter import export_formats
@@ -13,14 +13,16 @@ from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
 from yolo_lat.data.download import download
-from yolo_lat.data.files import read_yaml
 from yolo_lat.data.registry import load_dataset
 from yolo_lat.engine import launch, offline, ranks
 from yolo_lat.engine.arguments import (
     as_list,
+    check_arrays,
+    check_classes,
     check_device,
     check_export,
     check_image_size,
+    check_tracker,
     note_suppression,
     removed_on_failure,
     warn_of_threshold,
@@ -30,6 +32,7 @@ from yolo_lat.engine.checkpoint import check_layout, load_pt, load_safetensors, 
 from yolo_lat.engine.export import Export, export_onnx
 from yolo_lat.engine.predictor import LatPredictor
 from yolo_lat.engine.recipe import find_recipe, read_recipe
+from yolo_lat.engine.train_options import freeze_list
 from yolo_lat.engine.trainer import LatTrainer, find_checkpoint, resumable
 from yolo_lat.engine.trust import trust_files
 from yolo_lat.engine.unpickle import check_names as check_pickled_names
@@ -37,7 +40,7 @@ from yolo_lat.engine.validator import LatMetrics, LatValidator, Submission, chec
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.nn.model import LatModel
 from yolo_lat.nn.zoo import is_ours, load_model_yaml, model_names
-from yolo_lat.pretrained import find_pretrained, pretrained_names
+from yolo_lat.pretrained import find_pretrained, find_weights, pretrained_names
 
 offline.settle()
 
@@ -143,12 +146,17 @@ class YOLOLAT(Model):
         self.task, self.ckpt_path, self.model_name = task, weights, weights
         self.overrides.update(model=weights, task=task)
 
-    def load(self, weights: Any = "yolo26n.pt") -> YOLOLAT:
-        """Take over the weights of a .pt, or of a module, where names and shapes agree.
+    def load(self, weights: Any) -> YOLOLAT:
+        """Take over weights where names and shapes agree.
+
+        Args:
+            weights: a .pt, safetensors, the name of weights that ship, or a module.
 
         Raises:
-            UserError: a .pt that names what is no part of a detector.
+            UserError: no such weights, or a .pt that names what is no part of a detector.
         """
+        if isinstance(weights, str | Path):
+            weights = find_weights(weights)
         self._admit(weights)
         super().load(weights)
         return self
@@ -191,11 +199,18 @@ class YOLOLAT(Model):
             where = find_checkpoint(resume) if given else self.ckpt_path or self.cfg
             if not resumable(load_pt(where)[1] if given else self.ckpt, where):
                 raise UserError(f"resume={where} is no unfinished training; give the last.pt of one")
+        recipe = {}
         if kwargs.get("cfg"):
             kwargs["cfg"] = str(find_recipe(kwargs["cfg"]))
             recipe = read_recipe(Path(kwargs["cfg"]))
             self._admit(*(recipe.get(key) for key in _WEIGHT_KEYS))
             kwargs = {"data": recipe.get("data"), **kwargs}
+        if (freeze := freeze_list(kwargs.get("freeze", recipe.get("freeze")), self.model)) is not None:
+            kwargs["freeze"] = freeze
+        for key in _WEIGHT_KEYS:
+            weights = kwargs.get(key, recipe.get(key))
+            if isinstance(weights, str | Path):
+                find_weights(weights, key)
         if not resume and not kwargs.get("data"):
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
         kwargs = self._checked(kwargs, rectangles=False)
@@ -204,16 +219,13 @@ class YOLOLAT(Model):
             del kwargs["project"]  # its folder is known
         return super().train(trainer, **kwargs)
 
-    def tune(self, use_ray: bool = False, iterations: int = 10, *args: Any, **kwargs: Any) -> Any:
-        """Search hyperparameters, as Ultralytics does, in processes of plain Ultralytics.
+    def tune(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: Ultralytics would train in processes of its own, which know neither our models nor our data sets.
 
         Raises:
-            UserError: data or weights that those processes would run code of.
+            UserError: always.
         """
-        self._admit(*(kwargs.get(key) for key in _WEIGHT_KEYS))
-        if kwargs.get("data") and (spec := load_dataset(kwargs["data"])).download:
-            raise UserError(f"{spec.file}, key download: tune() would run it; fetch the data and remove the key")
-        return super().tune(use_ray, iterations, *args, **kwargs)
+        raise UserError("tune: not offered; train with several recipes, and let yolo-lat compare tell them apart")
 
     def val(self, validator: Any = None, **kwargs: Any) -> LatMetrics | Submission:
         """Evaluate on a split of `data`, the training data unless given, with pycocotools.
@@ -237,8 +249,9 @@ class YOLOLAT(Model):
         kwargs = self._checked(kwargs, rectangles=False)
         spec = load_dataset(kwargs["data"])
         spec.split(kwargs.get("split") or "val")
+        check_classes(kwargs.get("classes"), self._classes)
         if not kwargs.get("single_cls", self.overrides.get("single_cls")):
-            check_names(spec, self.names_inside if isinstance(self.model, str) else self.model.names)
+            check_names(spec, self._classes)
         if isinstance(self.model, str):
             warn_of_threshold(self.model, self.export_args, kwargs.get("conf"))
         return super().val(validator, **kwargs)
@@ -258,10 +271,10 @@ class YOLOLAT(Model):
         """
         if source is None:
             raise UserError("source is missing; give source= an image, a folder, a video or a camera number")
-        tracker = kwargs.get("tracker")
-        if tracker and Path(tracker).is_file():
-            settings = read_yaml(Path(tracker))
-            self._admit(settings.get("model") if isinstance(settings, dict) else None)  # tells objects by their looks
+        if kwargs.get("tracker"):
+            self._admit(check_tracker(kwargs["tracker"]).get("model"))  # which tells objects by their looks
+        check_classes(kwargs.get("classes"), self._classes)
+        check_arrays(source)
         self._take_box_vote(kwargs, predictor)
         if self.predictor is not None and getattr(self.predictor, "box_vote", None) != self._box_vote:
             self.predictor = None  # Ultralytics would keep it for the next call
@@ -298,6 +311,8 @@ class YOLOLAT(Model):
             try:
                 with offline.quiet():
                     file = super().export(**kwargs)
+            except ValueError as error:  # what does not go together there
+                raise UserError(f"format={kwargs['format']}: {' '.join(str(error).split())}") from error
             finally:
                 self.callbacks["on_export_start"].remove(note_suppression)
         size = Path(file).stat().st_size / 1e6 if Path(file).is_file() else None
@@ -311,6 +326,11 @@ class YOLOLAT(Model):
         self._check_is_pytorch_model()
         check_image_size(imgsz, int(max(self.model.stride)))
         return super().info(detailed, verbose, imgsz)
+
+    @property
+    def _classes(self) -> dict[int, str]:
+        names: dict[int, str] = self.names_inside if isinstance(self.model, str) else self.model.names
+        return names
 
     def _admit(self, *files: Any) -> None:
         """Trust those of `files` that are paths of a .pt if the user does, else refuse what may run code."""

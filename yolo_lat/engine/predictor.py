@@ -57,6 +57,8 @@ class LatPredictor(DetectionPredictor):
             super().setup_source(source, *args, **kwargs)
         except UnicodeDecodeError as error:
             raise UserError(f"{source}: not a text file; list one image or video a line") from error
+        except ModuleNotFoundError as error:  # what copies a screen
+            raise UserError(f"source={source}: needs the package {error.name}; install it first") from error
         except (OSError, Image.DecompressionBombError) as error:  # such as missing files, cameras that do not open
             problem = " ".join(str(error).split()).partition(" Supported formats")[0].rstrip(".")
             raise UserError(f"source={source}: {problem}; give a readable image, video, folder or camera") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -9,6 +10,26 @@ from typing import Any
 from yolo_lat.errors import UserError, nearest
 
 DEVICE_CACHES = ("device", "pinned")  # values of cache=, beside Ultralytics'
+_COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+# Values of Ultralytics' arguments that its own check passes over: what they are, and whether a value is one.
+_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "batch": (
+        "a whole number from 1, -1 for as many as fit, or a share of the GPU's memory between 0 and 1",
+        lambda value: (value >= 1 and value == int(value)) or value == -1 or 0 < value < 1,
+    ),
+    "cache": (
+        f"True, False, ram, disk, {' or '.join(DEVICE_CACHES)}",
+        lambda value: value in (None, True, False, "ram", "disk", *DEVICE_CACHES),
+    ),
+    "close_mosaic": ("a whole number of epochs from 0", lambda value: value >= 0),
+    "compile": (
+        f"True, False or one of {', '.join(_COMPILE_MODES)}",
+        lambda value: isinstance(value, bool) or value in _COMPILE_MODES,
+    ),
+    "time": ("a number of hours above 0", lambda value: value is None or value > 0),
+    "warmup_epochs": ("a number of epochs from 0", lambda value: value >= 0),
+    "workers": ("a whole number from 0", lambda value: value >= 0),
+}
 LOGGERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wb"}  # Ultralytics' modules of callbacks
 
 
@@ -66,6 +87,45 @@ def logger_names(value: Any) -> list[str]:
         if find_spec(name) is None:
             raise UserError(f"loggers={name}: the package {name} is not installed; run: pip install {name}")
     return names
+
+
+def check_values(args: Any) -> None:
+    """Raise UserError for a value that Ultralytics would take for another, or fail with late.
+
+    Args:
+        args: all training arguments.
+    """
+    for name, (text, holds) in _VALUES.items():
+        value = getattr(args, name)
+        if isinstance(value, bool) and name not in ("cache", "compile"):
+            value = None if name == "time" else -1.5  # neither stands for a number
+        if not holds(value):
+            raise UserError(f"{name}={getattr(args, name)}: must be {text}")
+
+
+def freeze_list(freeze: Any, model: Any) -> int | list[int | str] | None:
+    """Return what `freeze` names in the form that Ultralytics takes: a number of layers, or a list of layers by name.
+
+    Raises:
+        UserError: something that is no layer of the model, or all of its layers.
+    """
+    if freeze is None:
+        return None
+    names = [name for name, _ in model.named_parameters()]
+    if isinstance(freeze, int) and not isinstance(freeze, bool):
+        layers: list[Any] = list(range(freeze))
+        if freeze < 0:
+            raise UserError(f"freeze={freeze}: must be a number of layers from 0, or names of layers")
+    else:
+        layers = list(freeze) if isinstance(freeze, list | tuple) else [freeze]
+        known = {name for name, _ in model.named_modules()}
+        for layer in layers:
+            if f"model.{layer}" not in known:
+                raise UserError(f"freeze={freeze}: the model has no layer {layer}; give numbers, or names like 16.cv2")
+        freeze = layers
+    if all(any(f"model.{layer}." in name for layer in layers) for name in names):
+        raise UserError(f"freeze={freeze}: leaves nothing to train; freeze fewer of the {len(model.model)} layers")
+    return freeze
 
 
 def check_device_cache(args: Any, device: str, cuda: bool) -> None:

@@ -38,6 +38,7 @@ from yolo_lat.data.registry import load_dataset
 from yolo_lat.data.spec import DatasetSpec
 from yolo_lat.ela import choose_form
 from yolo_lat.engine import launch, ranks
+from yolo_lat.engine.arguments import check_classes
 from yolo_lat.engine.checkpoint import pt_to_safetensors
 from yolo_lat.engine.device_data import TrainBatches, ValBatches, device_cache
 from yolo_lat.engine.distillation import Distillation, load_teacher
@@ -53,6 +54,7 @@ from yolo_lat.engine.train_options import (
     OWN_OPTIONS,
     check_device_cache,
     check_several,
+    check_values,
     logger_names,
     take_own,
 )
@@ -146,6 +148,7 @@ class LatTrainer(DetectionTrainer):
         Augmentations become plain data: Ultralytics would take a recipe's for transforms that it has stored itself.
         """
         super().check_resume(overrides)
+        check_values(self.args)
         for name, value in self._own.items():
             known = self.resume and name not in self._given
             setattr(self.args, name, getattr(self.args, name, value) if known else value)
@@ -165,7 +168,9 @@ class LatTrainer(DetectionTrainer):
         if self.resume:
             self.state = read_state(Path(self.args.model))
         if self.args.data:
-            self._read(load_dataset(self.args.data), self.args.split)
+            spec = load_dataset(self.args.data)
+            check_classes(self.args.classes, spec.names)
+            self._read(spec, self.args.split)
         if self.resume and Path(self.args.model).parent.name == "weights":  # the folder may have been moved
             self.args.save_dir = str(Path(self.args.model).absolute().parents[1])
         if self._folder:

@@ -33,12 +33,12 @@ from torch import nn
 from ultralytics.nn import tasks
 from ultralytics.nn.modules import block, conv, head, transformer
 from ultralytics.utils import IterableSimpleNamespace, loss, tal
-from ultralytics.utils.downloads import attempt_download_asset
 
 from yolo_lat.ela.kernels import KERNELS, Kernel
 from yolo_lat.engine.trust import is_trusted
 from yolo_lat.errors import UserError
 from yolo_lat.nn.parser import ROWS
+from yolo_lat.pretrained import find_weights
 
 # Models for other tasks too, so that a file of theirs gets the sentence that says so.
 _MODELS = (
@@ -199,14 +199,21 @@ def _refusal(file: Path, name: str) -> UserError:
 def torch_safe_load(weight: str | Path, safe_only: bool | None = None) -> tuple[dict[str, Any], str]:
     """Read a checkpoint, a drop-in for `ultralytics.nn.tasks.torch_safe_load`; returns it and the path of its file.
 
+    It takes safetensors and the names of weights that ship too, and where Ultralytics would look for what is missing on
+    the internet, it does not.
+
     Raises:
-        UserError: as `read_checkpoint`, for a file that is not trusted.
+        UserError: no such weights; or as `read_checkpoint`, for a file that is not trusted.
     """
-    file = str(attempt_download_asset(weight))
-    if is_trusted(file):
-        checkpoint, file = _stock_load(file, safe_only)
-        return checkpoint, str(file)
-    return read_checkpoint(Path(file)), file
+    file = find_weights(weight)
+    if file.suffix.lower() == ".safetensors":
+        from yolo_lat.engine.checkpoint import load_safetensors  # which installs this module
+
+        return {"model": load_safetensors(file)}, str(file)
+    if is_trusted(str(file)):
+        checkpoint, name = _stock_load(file, safe_only)
+        return checkpoint, str(name)
+    return read_checkpoint(file), str(file)
 
 
 def install() -> None:

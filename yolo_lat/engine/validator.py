@@ -309,9 +309,10 @@ def check_names(spec: DatasetSpec, names: dict[int, str]) -> None:
     """Raise UserError unless a model's classes are those of the data set, or as many but without names."""
     unnamed = len(names) == len(spec.names) and all(str(i) == name for i, name in names.items())
     if not unnamed and list(names.values()) != list(spec.names):
+        other = " in this order" if sorted(map(str, names.values())) == sorted(map(str, spec.names)) else ""
         raise UserError(
-            f"{spec.file}: its {len(spec.names)} classes are not the model's {len(names)}; validate on data with the "
-            f"same names, the model's are {', '.join(map(str, names.values()))[:200]}"
+            f"{spec.file}: its {len(spec.names)} classes are not the model's {len(names)}{other}; validate on data "
+            f"with the same names{other}, the model's are {', '.join(map(str, names.values()))[:200]}"
         )
 
 
