@@ -85,8 +85,13 @@ def test_labels_that_are_no_text_are_named(folder):
 
 
 def test_a_training_split_without_any_label_says_where_labels_are_looked_for(folder):
-    assert f"{folder}/labels/a.txt" in refusal(read_rows, folder, split="train")
-    assert len(read_rows(folder, split="val").images) == 2
+    empty = f"files such as {folder}/labels/a.txt are empty, write labels into them"
+    assert refusal(read_rows, folder, split="train").endswith(empty)
+    (folder / "labels/a.txt").unlink()
+    missing = f"labels are looked for as {folder}/labels/a.txt, put them there"
+    spec = load_dataset(folder / "data.yaml")
+    assert refusal(read_split, spec, "train", progress=False).endswith(missing)
+    assert len(read_split(spec, "val", progress=False).images) == 2
 
 
 def test_labels_lie_beside_the_last_folder_named_images():

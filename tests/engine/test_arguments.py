@@ -210,5 +210,20 @@ def test_a_tracker_that_is_none_does_no_harm(detector, tmp_path, monkeypatch):
         assert len(detector.track(image, verbose=False, **({"tracker": tracker} if tracker else {}))) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({"half": True}, "half=True: a CPU computes in float32; leave it out, or use a GPU"),
+        ({"quantize": 16}, "quantize=16: a CPU computes in float32; leave it out, or use a GPU"),
+        ({"quantize": 8}, "quantize=8: is for exports; export with it, and use that file"),
+        ({"int8": True}, "int8=True: is for exports; export with it, and use that file"),
+    ],
+)
+def test_no_precision_is_passed_over(detector, run, arguments, wanted):
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert refusal(detector.predict, image, device="cpu", **arguments) == wanted
+    assert refusal(detector.val, data=run.data, device="cpu", **arguments) == wanted
+
+
 def test_tuning_is_not_offered(detector, run):
     assert refusal(detector.tune, data=run.data, iterations=1).startswith("tune: not offered")

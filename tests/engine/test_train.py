@@ -159,8 +159,9 @@ def test_broken_data_leave_no_run_folder(txt_data, tmp_path, harm):
 
 
 def test_an_unknown_optimizer_is_refused(shapes, tmp_path):
-    with pytest.raises(UserError, match="optimizer=Foo: unknown"):
+    with pytest.raises(UserError, match="optimizer=Foo: must be one of auto, SGD, AdamW, MuSGD, "):
         YOLOLAT("yolo-lat-p").train(data=shapes, epochs=1, project=tmp_path, **{**QUICK, "optimizer": "Foo"})
+    assert not list(tmp_path.iterdir())
 
 
 GREY = [{"ToGray": {"p": 1.0}}]

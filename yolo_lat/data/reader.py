@@ -58,7 +58,10 @@ def read_split(
     ]
     if split == "train" and spec.format == "yolo" and images and not any(len(image.class_ids) for image in images):
         wanted = label_file(images[0].path)
-        message = f"{spec.file}: no image of split train has a label; labels are looked for as {wanted}, put them there"
+        problem = f"files such as {wanted} are empty, write labels into them"
+        if not wanted.is_file():
+            problem = f"labels are looked for as {wanted}, put them there"
+        message = f"{spec.file}: no image of split train has a label; {problem}"
         report(Fault("labels", spec.file, message))
     return DetectionSplit(name, spec.names, tuple(range(1, len(spec.names) + 1)), images)
 

@@ -144,7 +144,9 @@ def _checked(fractions: Mapping[str, float]) -> dict[str, float]:
         raise UserError(f"fractions of {', '.join(given) or 'nothing'}: give train, val and, if wanted, test")
     if not all(value > 0 for value in given.values()) or not math.isclose(sum(given.values()), 1, abs_tol=1e-6):
         shares = ", ".join(f"{split}={value:g}" for split, value in given.items())
-        raise UserError(f"{shares}: shares of the images must be above 0 and add up to 1; correct them")
+        raise UserError(
+            f"{shares}: shares of the images must be above 0 and add up to 1; correct them, test=0 for none"
+        )
     return {split: given[split] for split in SPLITS if split in given}
 
 

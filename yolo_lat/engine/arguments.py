@@ -160,6 +160,18 @@ def check_arrays(source: Any) -> None:
             raise UserError(f"source: an image of {image.dtype}; give bytes (uint8), as cv2.imread does")
 
 
+def check_precision(kwargs: dict[str, Any]) -> None:
+    """Raise UserError for a precision in which torch would not run a model, but in float32 without a word."""
+    wanted = next((key for key in ("half", "int8", "quantize") if kwargs.get(key) not in (None, False, 32)), None)
+    if wanted is None:
+        return
+    if wanted == "int8" or kwargs[wanted] == 8:
+        raise UserError(f"{wanted}={kwargs[wanted]}: is for exports; export with it, and use that file")
+    device = kwargs.get("device")
+    if not torch.cuda.is_available() or (device is not None and parse_device(device) == "cpu"):
+        raise UserError(f"{wanted}={kwargs[wanted]}: a CPU computes in float32; leave it out, or use a GPU")
+
+
 def check_device(device: Any) -> None:
     """Raise UserError when a device is asked for that this machine does not have."""
     wanted = parse_device(device) if device not in (None, "") else ""

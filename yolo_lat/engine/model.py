@@ -22,6 +22,7 @@ from yolo_lat.engine.arguments import (
     check_device,
     check_export,
     check_image_size,
+    check_precision,
     check_tracker,
     note_suppression,
     removed_on_failure,
@@ -250,6 +251,8 @@ class YOLOLAT(Model):
         spec = load_dataset(kwargs["data"])
         spec.split(kwargs.get("split") or "val")
         check_classes(kwargs.get("classes"), self._classes)
+        if not isinstance(self.model, str):  # an exported file has a precision of its own
+            check_precision(kwargs)
         if not kwargs.get("single_cls", self.overrides.get("single_cls")):
             check_names(spec, self._classes)
         if isinstance(self.model, str):
@@ -274,6 +277,8 @@ class YOLOLAT(Model):
         if kwargs.get("tracker"):
             self._admit(check_tracker(kwargs["tracker"]).get("model"))  # which tells objects by their looks
         check_classes(kwargs.get("classes"), self._classes)
+        if not isinstance(self.model, str):
+            check_precision(kwargs)
         check_arrays(source)
         self._take_box_vote(kwargs, predictor)
         if self.predictor is not None and getattr(self.predictor, "box_vote", None) != self._box_vote:

@@ -11,6 +11,7 @@ from yolo_lat.errors import UserError, nearest
 
 DEVICE_CACHES = ("device", "pinned")  # values of cache=, beside Ultralytics'
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+_OPTIMIZERS = ("auto", "SGD", "AdamW", "MuSGD", "Adam", "Adamax", "NAdam", "RAdam", "RMSprop")
 # Values of Ultralytics' arguments that its own check passes over: what they are, and whether a value is one.
 _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "batch": (
@@ -25,6 +26,10 @@ _VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "compile": (
         f"True, False or one of {', '.join(_COMPILE_MODES)}",
         lambda value: isinstance(value, bool) or value in _COMPILE_MODES,
+    ),
+    "optimizer": (
+        f"one of {', '.join(_OPTIMIZERS)}",
+        lambda value: str(value).lower() in {name.lower() for name in _OPTIMIZERS},
     ),
     "time": ("a number of hours above 0", lambda value: value is None or value > 0),
     "warmup_epochs": ("a number of epochs from 0", lambda value: value >= 0),

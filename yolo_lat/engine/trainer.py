@@ -430,13 +430,6 @@ class LatTrainer(DetectionTrainer):
         file = self.save_dir / f"train_batch{ni}.jpg"
         plot_images(labels=shown, paths=shown["im_file"], fname=file, on_plot=self.on_plot)
 
-    def build_optimizer(self, model: torch.nn.Module, name: str = "auto", *args: Any, **kwargs: Any) -> Any:
-        """Build the optimizer; a name that there is none of is the user's error."""
-        try:
-            return super().build_optimizer(model, name, *args, **kwargs)
-        except NotImplementedError as error:  # what Ultralytics says to a name it does not know
-            raise UserError(f"optimizer={name}: unknown; use auto, SGD, AdamW, MuSGD or another of torch's") from error
-
     def get_model(
         self,
         cfg: str | dict[str, Any],
