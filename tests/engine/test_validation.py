@@ -160,6 +160,16 @@ def test_data_with_other_classes_is_refused_and_leaves_no_folder(detector, onnx_
     assert not (tmp_path / "runs").exists()
 
 
+def test_classes_in_another_order_are_told_from_others(detector, txt_data, tmp_path):
+    content = yaml.safe_load(txt_data.read_text()) | {"path": str(txt_data.parent)}
+    content["names"] = [*detector.names.values()][::-1]
+    (tmp_path / "turned.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(
+        UserError, match="not the model's 8 in this order; validate on data with the same names in this"
+    ):
+        detector.val(data=tmp_path / "turned.yaml", **VAL)
+
+
 def test_broken_data_leave_no_folder(detector, txt_data, tmp_path):
     content = yaml.safe_load(txt_data.read_text())
     (tmp_path / "images").mkdir()
