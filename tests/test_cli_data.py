@@ -27,6 +27,13 @@ def test_check_passes_sound_data_and_writes_report_and_sheet(command, shapes, tm
     assert cv2.imread(str(tmp_path / "out/sheet.png")).std() > 10
 
 
+def test_a_sheet_that_is_no_picture_is_refused_before_images_are_read(command, shapes, tmp_path):
+    done = command("data", "check", shapes, "json=report.json", "sheet=s.gif")
+    assert done.status == 2
+    assert done.err.startswith("yolo-lat: error: s.gif: unknown kind of picture; ")
+    assert not list(tmp_path.iterdir())
+
+
 def test_check_ends_with_1_for_data_that_must_not_be_trained_on(command, txt_data, tmp_path):
     shutil.copytree(txt_data.parent, tmp_path / "bad")
     content = yaml.safe_load(txt_data.read_text()) | {"path": str(tmp_path / "bad")}

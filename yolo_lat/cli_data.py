@@ -18,7 +18,10 @@ def _check(options: dict[str, Any]) -> None:
     from rich.console import Console
 
     from yolo_lat.data.doctor import check_dataset
+    from yolo_lat.drawing import picture_path
 
+    if options.get("sheet"):
+        picture_path(options["sheet"])  # which is drawn when all images have been read
     report = check_dataset(options["data"], workers=options.get("workers"))
     console = Console()
     console.print(*report.tables(), *(f"note: {note}" for note in report.notes), sep="\n", markup=False)

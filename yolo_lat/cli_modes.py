@@ -14,14 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from yolo_lat.cli_kinds import COUNT, ENGINE_KINDS, NUMBER, PATH, RESUME, SEED, SIZE, SOURCE, WHOLE, Kind, one_of
-from yolo_lat.engine.train_options import OWN_OPTIONS
+from yolo_lat.engine.train_options import DEPRECATED_KEYS, OWN_OPTIONS
 from yolo_lat.errors import UserError, nearest
 
-# Old names that `ultralytics.cfg._handle_deprecation` still maps or drops with a warning.
-DEPRECATED_KEYS = (
-    *("half", "int8", "end2end", "boxes", "hide_labels", "hide_conf", "line_thickness"),
-    *("label_smoothing", "save_hybrid", "crop_fraction", "keras"),
-)
 # Keys that may stand alone for key=True although their default is not a boolean, as in Ultralytics.
 BARE_KEYS = ("half", "int8", "end2end", "nms")
 # Accepted, but without meaning for detection (other tasks, or results that only Python callers see).

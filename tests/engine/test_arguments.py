@@ -225,5 +225,21 @@ def test_no_precision_is_passed_over(detector, run, arguments, wanted):
     assert refusal(detector.val, data=run.data, device="cpu", **arguments) == wanted
 
 
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ({"confi": 0.3}, "confi: no such argument; did you mean 'conf'?"),
+        ({"typo": 3}, "typo: no such argument"),
+        ({"conf": "0.3"}, "'conf=0.3' is of invalid type str."),
+        ({"conf": 2}, "'conf=2' is an invalid value."),
+    ],
+)
+def test_names_and_values_that_are_none(detector, run, arguments, wanted):
+    assert refusal(detector.predict, np.zeros((64, 64, 3), np.uint8), **arguments).startswith(wanted)
+    for mode in (detector.train, detector.val):
+        assert refusal(mode, data=run.data, **arguments).startswith(wanted)
+    assert refusal(detector.export, **arguments).startswith(wanted)
+
+
 def test_tuning_is_not_offered(detector, run):
     assert refusal(detector.tune, data=run.data, iterations=1).startswith("tune: not offered")

@@ -266,7 +266,7 @@ class TestNames:
     @pytest.mark.parametrize(
         ("model", "scale", "message"),
         [
-            ("yolo-lat-q", None, "yolo-lat.yaml has no scale 'q'; give scale= one of n, s, m, l, x"),
+            ("yolo-lat-q", None, "no model 'yolo-lat-q'; give one of yolo-lat-p, yolo-lat-n, yolo-lat-s, yolo-lat-m, "),
             (str(resource("cfg/models/yolo-lat.yaml")), "p", "has no scale 'p'; give scale= one of n, s, m, l, x"),
             ("yolov8", None, "no model 'yolov8'.*; known models: yolo-lat-p, yolo-lat-n, "),
             ("yolo-last-n", None, r"did you mean 'yolo-lat-n'\?"),

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from ultralytics.cfg import get_cfg
+from ultralytics.cfg import check_cfg, get_cfg
 from ultralytics.engine.exporter import export_formats, validate_args
 from ultralytics.trackers.track import TRACKER_MAP
-from ultralytics.utils import LOGGER, ROOT, YAML
+from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, ROOT, YAML
 from ultralytics.utils.torch_utils import parse_device
 
 from yolo_lat.data.files import read_yaml
+from yolo_lat.engine.train_options import DEPRECATED_KEYS, OWN_OPTIONS
 from yolo_lat.errors import UserError, nearest
 
 OWN_EXPORT_KEYS = ("preprocess", "best_class", "target")
@@ -27,6 +28,18 @@ MAX_OPSET = 23  # that torch's tracing exporter writes
 def as_list(value: Any) -> list[Any]:
     """Return a list or tuple as a list, and anything else in one."""
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def check_arguments(kwargs: dict[str, Any]) -> None:
+    """Raise UserError for a name that no mode has an argument of, or a value that Ultralytics refuses."""
+    known = {*DEFAULT_CFG_DICT, *DEPRECATED_KEYS, *OWN_OPTIONS, *OWN_EXPORT_KEYS, "augmentations", "download"}
+    for key in kwargs:
+        if key not in known:
+            raise UserError(f"{key}: no such argument{nearest(key, known)}")
+    try:
+        check_cfg({key: kwargs[key] for key in kwargs.keys() & DEFAULT_CFG_DICT.keys() - {"augmentations"}})
+    except (TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
 
 
 def check_export(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from yolo_lat.data.registry import load_dataset
 from yolo_lat.engine import launch, offline, ranks
 from yolo_lat.engine.arguments import (
     as_list,
+    check_arguments,
     check_arrays,
     check_classes,
     check_device,
@@ -214,6 +215,8 @@ class YOLOLAT(Model):
                 find_weights(weights, key)
         if not resume and not kwargs.get("data"):
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
+        if resume and kwargs.get("project"):
+            LOGGER.warning(f"resume ignores project={kwargs['project']}: the training goes on in its folder")
         kwargs = self._checked(kwargs, rectangles=False)
         kwargs |= launch.interrupted_run(kwargs.get("device"), Path(kwargs["project"]))
         if kwargs.get("resume"):
@@ -376,6 +379,7 @@ class YOLOLAT(Model):
 
     def _checked(self, kwargs: dict[str, Any], rectangles: bool = True) -> dict[str, Any]:
         """Refuse what Ultralytics would change or ignore with a warning, and put results under ./runs."""
+        check_arguments(kwargs)
         imgsz = kwargs.get("imgsz")
         if isinstance(self.model, DetectionModel):
             check_image_size(imgsz, int(max(self.model.stride)), rectangles)

@@ -9,6 +9,11 @@ from typing import Any
 
 from yolo_lat.errors import UserError, nearest
 
+# Old names that `ultralytics.cfg._handle_deprecation` still maps or drops with a warning.
+DEPRECATED_KEYS = (
+    *("half", "int8", "end2end", "boxes", "hide_labels", "hide_conf", "line_thickness"),
+    *("label_smoothing", "save_hybrid", "crop_fraction", "keras"),
+)
 DEVICE_CACHES = ("device", "pinned")  # values of cache=, beside Ultralytics'
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _OPTIMIZERS = ("auto", "SGD", "AdamW", "MuSGD", "Adam", "Adamax", "NAdam", "RAdam", "RMSprop")

@@ -98,6 +98,10 @@ def load_model_yaml(model: str | Path, scale: str | None = None) -> dict[str, An
         return {**content, "scale": "", "yaml_file": str(file)}
     scale = scale or named or content.get("scale") or (next(iter(scales)) if len(scales) == 1 else None)
     if scale not in scales:
+        if named:
+            names = model_names()
+            relatives = [name for name in names if name.rpartition("-")[0] == stem.rpartition("-")[0]]
+            raise UserError(f"no model '{stem}'; give one of {', '.join(relatives or names)}")
         problem = f"has no scale '{scale}'" if scale else "needs a scale"
         family = [name.rpartition("-")[2] for name in model_names() if name.rpartition("-")[0] == str(model)]
         raise UserError(f"{file.name} {problem}; give scale= one of {', '.join(family or scales)}")
