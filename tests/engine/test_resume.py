@@ -270,9 +270,10 @@ class TestGoingOnOtherwise:
         model, found = YOLOLAT("yolo-lat-p"), {}
         model.add_callback("on_train_epoch_start", lambda t: found.update(vars(t.args), limit=t.stopper.patience))
         said.clear()
-        model.train(resume=str(last), val_period=1, patience=7)
+        model.train(resume=str(last), val_period=1, patience=7, project="elsewhere")
         assert (found["val_period"], found["cutout"], found["limit"]) == (1, 0.5, 7)
         assert not any("Resume ignores" in line for line in said)
+        assert any("resume ignores project=elsewhere" in line for line in said)
         assert any(line.startswith("\n2 epochs completed") for line in said)
 
     @pytest.mark.parametrize(("patience", "epochs"), [(2, 3), pytest.param(3, 4, marks=pytest.mark.slow)])
