@@ -116,6 +116,7 @@ def test_export_refuses_what_it_cannot_do(detector, arguments, wanted):
         ({"cache": "banana"}, "cache=banana: must be True, False, ram, disk, device or pinned"),
         ({"compile": "banana"}, "compile=banana: must be True, False or one of default, "),
         ({"time": -1}, "time=-1: must be a number of hours above 0"),
+        ({"workers": True}, "workers=True: must be a whole number from 0"),
         ({"workers": -1}, "workers=-1: must be a whole number from 0"),
         ({"close_mosaic": -3}, "close_mosaic=-3: must be a whole number of epochs from 0"),
         ({"warmup_epochs": -1}, "warmup_epochs=-1: must be a number of epochs from 0"),

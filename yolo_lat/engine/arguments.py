@@ -140,21 +140,22 @@ def check_image_size(imgsz: int | list[int] | tuple[int, ...] | None, stride: in
 def check_classes(classes: Any, names: Collection[Any]) -> None:
     """Raise UserError unless `classes`, one or several or None, are numbers of those that have names."""
     for number in () if classes is None else as_list(classes):
-        if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < len(names):
+        if isinstance(number, bool) or number not in range(len(names)):
             raise UserError(f"classes={number}: must be the number of a class, from 0 to {len(names) - 1}")
 
 
 def check_tracker(tracker: str | Path) -> dict[str, Any]:
-    """Return the settings of a tracker: a file, or the name of one of Ultralytics'.
+    """Return the settings of a tracker that a file describes; none for the name of one of Ultralytics'.
 
     Raises:
         UserError: no such file, a tracker that Ultralytics does not have, or a key that is missing.
     """
     stock = {name: ROOT / f"cfg/trackers/{name}.yaml" for name in TRACKER_MAP}
-    file = next((path for path in stock.values() if path.name == str(tracker)), Path(tracker))
+    file, names = Path(tracker), [path.name for path in stock.values()]
     if not file.is_file():
-        known = ", ".join(path.name for path in stock.values())
-        raise UserError(f"tracker={tracker}: no such file; give one, or {known}")
+        if str(tracker) in names:
+            return {}
+        raise UserError(f"tracker={tracker}: no such file; give one, or {', '.join(names)}")
     settings = read_yaml(file)
     kind = settings.get("tracker_type") if isinstance(settings, dict) else None
     if kind not in stock:
@@ -181,7 +182,7 @@ def check_precision(kwargs: dict[str, Any]) -> None:
     if wanted == "int8" or kwargs[wanted] == 8:
         raise UserError(f"{wanted}={kwargs[wanted]}: is for exports; export with it, and use that file")
     device = kwargs.get("device")
-    if not torch.cuda.is_available() or (device is not None and parse_device(device) == "cpu"):
+    if parse_device(device) == "cpu" if device not in (None, "") else not torch.cuda.is_available():
         raise UserError(f"{wanted}={kwargs[wanted]}: a CPU computes in float32; leave it out, or use a GPU")
 
 

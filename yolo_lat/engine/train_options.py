@@ -108,7 +108,7 @@ def check_values(args: Any) -> None:
     for name, (text, holds) in _VALUES.items():
         value = getattr(args, name)
         if isinstance(value, bool) and name not in ("cache", "compile"):
-            value = None if name == "time" else -1.5  # neither stands for a number
+            value = -1.5  # True is no 1 here, and this is no value of any of them
         if not holds(value):
             raise UserError(f"{name}={getattr(args, name)}: must be {text}")
 
