@@ -89,6 +89,6 @@ def test_what_cannot_be_used_is_one_sentence(shapes, monkeypatch, tmp_path, caps
     with pytest.raises(SystemExit, match="2"):
         attention_lesions.main()
     error = capsys.readouterr().err
-    assert error.startswith("attention_lesions: yolo-lat.yaml has no scale 'q'")
+    assert error.startswith("attention_lesions: no model 'yolo-lat-q'; ")
     assert error.count("\n") == 1
     assert not out.exists()
