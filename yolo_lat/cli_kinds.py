@@ -1,4 +1,4 @@
-"""Which values keys of the command line take, where what they are handed to would fail with a traceback."""
+"""Which values keys and arguments take, where what they are handed to would fail with a traceback."""
 
 from __future__ import annotations
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+from yolo_lat.cli_kinds import COUNT, NUMBER, WHOLE, Kind
 from yolo_lat.errors import UserError, nearest
 
 # Old names that `ultralytics.cfg._handle_deprecation` still maps or drops with a warning.
@@ -17,28 +17,26 @@ DEPRECATED_KEYS = (
 DEVICE_CACHES = ("device", "pinned")  # values of cache=, beside Ultralytics'
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _OPTIMIZERS = ("auto", "SGD", "AdamW", "MuSGD", "Adam", "Adamax", "NAdam", "RAdam", "RMSprop")
-# Values of Ultralytics' arguments that its own check passes over: what they are, and whether a value is one.
-_VALUES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "batch": (
+# Values of training arguments that Ultralytics' own check passes over.
+_KINDS = {
+    "batch": Kind(
         "a whole number from 1, -1 for as many as fit, or a share of the GPU's memory between 0 and 1",
-        lambda value: (value >= 1 and value == int(value)) or value == -1 or 0 < value < 1,
+        lambda value: COUNT.holds(value) or (NUMBER.holds(value) and (value == -1 or 0 < value < 1)),
     ),
-    "cache": (
+    "cache": Kind(
         f"True, False, ram, disk, {' or '.join(DEVICE_CACHES)}",
         lambda value: value in (None, True, False, "ram", "disk", *DEVICE_CACHES),
     ),
-    "close_mosaic": ("a whole number of epochs from 0", lambda value: value >= 0),
-    "compile": (
-        f"True, False or one of {', '.join(_COMPILE_MODES)}",
-        lambda value: isinstance(value, bool) or value in _COMPILE_MODES,
+    "close_mosaic": Kind("a whole number of epochs from 0", lambda value: WHOLE.holds(value) and value >= 0),
+    "compile": Kind(
+        f"True, False or one of {', '.join(_COMPILE_MODES)}", lambda value: value in (True, False, *_COMPILE_MODES)
     ),
-    "optimizer": (
-        f"one of {', '.join(_OPTIMIZERS)}",
-        lambda value: str(value).lower() in {name.lower() for name in _OPTIMIZERS},
+    "optimizer": Kind(
+        f"one of {', '.join(_OPTIMIZERS)}", lambda value: str(value).lower() in map(str.lower, _OPTIMIZERS)
     ),
-    "time": ("a number of hours above 0", lambda value: value is None or value > 0),
-    "warmup_epochs": ("a number of epochs from 0", lambda value: value >= 0),
-    "workers": ("a whole number from 0", lambda value: value >= 0),
+    "time": Kind("a number of hours above 0", lambda value: value is None or (NUMBER.holds(value) and value > 0)),
+    "warmup_epochs": Kind("a number of epochs from 0", lambda value: NUMBER.holds(value) and value >= 0),
+    "workers": Kind("a whole number from 0", lambda value: WHOLE.holds(value) and value >= 0),
 }
 LOGGERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wb"}  # Ultralytics' modules of callbacks
 
@@ -105,12 +103,9 @@ def check_values(args: Any) -> None:
     Args:
         args: all training arguments.
     """
-    for name, (text, holds) in _VALUES.items():
-        value = getattr(args, name)
-        if isinstance(value, bool) and name not in ("cache", "compile"):
-            value = -1.5  # True is no 1 here, and this is no value of any of them
-        if not holds(value):
-            raise UserError(f"{name}={getattr(args, name)}: must be {text}")
+    for name, kind in _KINDS.items():
+        if not kind.holds(getattr(args, name)):
+            raise UserError(f"{name}={getattr(args, name)}: must be {kind.text}")
 
 
 def freeze_list(freeze: Any, model: Any) -> int | list[int | str] | None:
