@@ -96,8 +96,6 @@ def recipe_of(options: Mapping[str, Any]) -> dict[str, Any]:
 def _train(options: dict[str, Any]) -> None:
     resume = options.get("resume")
     if isinstance(resume, str):
-        if Path(resume).is_dir():
-            raise UserError(f"resume={resume}: is a folder; give the last.pt in the weights folder of a run")
         options.setdefault("model", resume)
     require("train", options, "model")
     if not resume:

@@ -116,6 +116,7 @@ def test_export_refuses_what_it_cannot_do(detector, arguments, wanted):
         ({"cache": "banana"}, "cache=banana: must be True, False, ram, disk, device or pinned"),
         ({"compile": "banana"}, "compile=banana: must be True, False or one of default, "),
         ({"time": -1}, "time=-1: must be a number of hours above 0"),
+        ({"batch": float("inf")}, "batch=inf: must be a whole number from 1, -1 for"),
         ({"workers": True}, "workers=True: must be a whole number from 0"),
         ({"workers": -1}, "workers=-1: must be a whole number from 0"),
         ({"close_mosaic": -3}, "close_mosaic=-3: must be a whole number of epochs from 0"),
@@ -161,7 +162,10 @@ def test_weights_are_taken_over_in_every_form(run, tmp_path):
     model.save(tmp_path / "a.pt")
     expected = model.model.state_dict()
     for file in (tmp_path / "a.safetensors", str(tmp_path / "a.pt"), model.model):
-        found = YOLOLAT(run.best.with_name("last.safetensors")).load(file).model.state_dict()
+        other = YOLOLAT(run.best)
+        for parameter in other.model.parameters():
+            torch.nn.init.zeros_(parameter)
+        found = other.load(file).model.state_dict()
         assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
@@ -240,6 +244,14 @@ def test_names_and_values_that_are_none(detector, run, arguments, wanted):
     for mode in (detector.train, detector.val):
         assert refusal(mode, data=run.data, **arguments).startswith(wanted)
     assert refusal(detector.export, **arguments).startswith(wanted)
+
+
+def test_a_folder_of_a_models_name_does_not_hide_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("yolo-lat-p").mkdir()
+    assert YOLOLAT("yolo-lat-p").model.yaml["scale"] == "p"
+    Path("runs").mkdir()
+    assert refusal(YOLOLAT, "runs").startswith("model=runs: is a folder; give a file, such as weights/best.pt")
 
 
 def test_tuning_is_not_offered(detector, run):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from yolo_lat.errors import UserError, nearest
 OWN_EXPORT_KEYS = ("preprocess", "best_class", "target")
 TARGETS = ("gpu", "cpu")
 MAX_OPSET = 23  # that torch's tracing exporter writes
+_ARGUMENTS = {*DEFAULT_CFG_DICT, *DEPRECATED_KEYS, *OWN_OPTIONS, *OWN_EXPORT_KEYS, "augmentations", "download"}
+_TRACKERS = {name: ROOT / f"cfg/trackers/{name}.yaml" for name in TRACKER_MAP}
 
 
 def as_list(value: Any) -> list[Any]:
@@ -32,10 +35,9 @@ def as_list(value: Any) -> list[Any]:
 
 def check_arguments(kwargs: dict[str, Any]) -> None:
     """Raise UserError for a name that no mode has an argument of, or a value that Ultralytics refuses."""
-    known = {*DEFAULT_CFG_DICT, *DEPRECATED_KEYS, *OWN_OPTIONS, *OWN_EXPORT_KEYS, "augmentations", "download"}
     for key in kwargs:
-        if key not in known:
-            raise UserError(f"{key}: no such argument{nearest(key, known)}")
+        if key not in _ARGUMENTS:
+            raise UserError(f"{key}: no such argument{nearest(key, _ARGUMENTS)}; see yolo-lat MODE --help")
     try:
         check_cfg({key: kwargs[key] for key in kwargs.keys() & DEFAULT_CFG_DICT.keys() - {"augmentations"}})
     except (TypeError, ValueError) as error:
@@ -150,21 +152,26 @@ def check_tracker(tracker: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, a tracker that Ultralytics does not have, or a key that is missing.
     """
-    stock = {name: ROOT / f"cfg/trackers/{name}.yaml" for name in TRACKER_MAP}
-    file, names = Path(tracker), [path.name for path in stock.values()]
+    file, names = Path(tracker), [path.name for path in _TRACKERS.values()]
     if not file.is_file():
         if str(tracker) in names:
             return {}
         raise UserError(f"tracker={tracker}: no such file; give one, or {', '.join(names)}")
     settings = read_yaml(file)
     kind = settings.get("tracker_type") if isinstance(settings, dict) else None
-    if kind not in stock:
-        hint = nearest(str(kind), stock)
-        raise UserError(f"{file}, key tracker_type: {kind} is unknown{hint}; use {', '.join(stock)}")
-    missing = YAML.load(stock[kind]).keys() - settings.keys()
+    if kind not in _TRACKERS:
+        hint = nearest(str(kind), _TRACKERS)
+        raise UserError(f"{file}, key tracker_type: {kind} is unknown{hint}; use {', '.join(_TRACKERS)}")
+    missing = _tracker_keys(kind) - settings.keys()
     if missing:
-        raise UserError(f"{file}: lacks {', '.join(sorted(missing))}; copy {stock[kind]} and change that")
+        raise UserError(f"{file}: lacks {', '.join(sorted(missing))}; copy {_TRACKERS[kind]} and change that")
     return dict(settings)
+
+
+@cache
+def _tracker_keys(kind: str) -> set[str]:
+    """Return the keys of one of Ultralytics' trackers, read once: a call may be made for every frame."""
+    return set(YAML.load(_TRACKERS[kind]))
 
 
 def check_arrays(source: Any) -> None:

@@ -94,6 +94,10 @@ class YOLOLAT(Model):
         suffix = Path(name).suffix.lower()
         if suffix not in (*_WEIGHTS, ".yaml", ".yml"):
             if not is_ours(name):
+                if Path(name).is_dir():
+                    raise UserError(
+                        f"model={given}: is a folder; give a file, such as weights/best.pt or last.pt of a run"
+                    )
                 names = [*model_names(), *pretrained_names()]
                 raise UserError(
                     f"no model '{name}'{nearest(name, names)}; give weights, a YAML or one of {', '.join(names)}"
