@@ -181,6 +181,15 @@ class TestJoin:
         up = nn.functional.interpolate(coarse, scale_factor=2.0)
         torch.testing.assert_close(link([fine, coarse, fine]), 2 * fine + up)
 
+    def test_linear_has_a_convolution_for_every_input_but_the_stream(self) -> None:
+        fine, coarse = maps(16, 16)
+        link = settled(HyperLink([16, 16], 16, [1, 2], join="linear"), [fine, coarse])
+        stream, mix = link.links
+        assert isinstance(stream, nn.Identity)
+        expected = fine + nn.functional.interpolate(mix(coarse), scale_factor=2.0)
+        torch.testing.assert_close(link([fine, coarse]), expected)
+        torch.testing.assert_close(fuse(link)([fine, coarse]), expected, rtol=1e-4, atol=1e-4)
+
     def test_concat_is_one_convolution_of_all_inputs(self) -> None:
         fine, coarse = maps(16, 24)
         link = settled(HyperLink([16, 24], 32, [1, 2], join="concat"), [fine, coarse])
@@ -192,7 +201,7 @@ class TestJoin:
                 torch.testing.assert_close(fuse(link)([fine, coarse]), expected, rtol=1e-4, atol=1e-4)
 
     def test_unknown(self) -> None:
-        with pytest.raises(ValueError, match="join=add is unknown; use one of gated, sum, concat"):
+        with pytest.raises(ValueError, match="join=add is unknown; use one of gated, linear, sum, concat"):
             HyperLink([8, 8], 8, join="add")
 
 

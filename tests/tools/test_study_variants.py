@@ -28,7 +28,10 @@ from yolo_lat.nn.cross_scale import CrossScaleELA  # noqa: E402
 P, N, FIRST_P = 269_652, 1_924_000, 261_236  # parameters as trained, 80 classes
 PARAMETERS_OF_P = {
     "kernels": {"HadamardExp": P, "SumSquaredDistance": P, "DiffSquaredDistance": P, "ModulatedDot": P},
-    "links": {"hyper-link": P, "sum": P - 128, "concat": P + 16_512, "residual": P + 4_224, "transformer": P + 4_160},
+    "links": {
+        **{"hyper-link": P, "linear": P + 8_320, "sum": P - 128, "concat": P + 16_512},
+        **{"residual": P + 4_224, "transformer": P + 4_160},
+    },
     "attention": {
         **dict.fromkeys(("cross-scale", "per-level", "softmax", "area", "ela-p5", "softmax-p5"), P),
         **{"none": P - 8_448, "mean": P - 4_224},
@@ -47,7 +50,10 @@ PARAMETERS_OF_P = {
 }
 PARAMETERS_OF_N = {
     "kernels": {"HadamardExp": N, "SumSquaredDistance": N, "DiffSquaredDistance": N, "ModulatedDot": N},
-    "links": {"hyper-link": N, "sum": N - 256, "concat": N + 49_152, "residual": N + 16_640, "transformer": N + 16_512},
+    "links": {
+        **{"hyper-link": N, "linear": N + 33_024, "sum": N - 256, "concat": N + 49_152},
+        **{"residual": N + 16_640, "transformer": N + 16_512},
+    },
     "attention": {
         **dict.fromkeys(("cross-scale", "per-level", "softmax", "area", "ela-p5", "softmax-p5"), N),
         **{"none": N - 24_960, "mean": N - 8_320},

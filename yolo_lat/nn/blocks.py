@@ -20,7 +20,7 @@ from yolo_lat.nn.attention import ProjectedELA
 from yolo_lat.nn.experts import RoutedFFN
 from yolo_lat.nn.layout import add_upsampled
 
-JOINS = ("gated", "sum", "concat")  # of a HyperLink
+JOINS = ("gated", "linear", "sum", "concat")  # of a HyperLink
 
 
 class ELA2d(nn.Module):
@@ -228,14 +228,15 @@ class HyperLink(nn.Module):
     norm is the gate), by a gate a channel where it does not, and by nearest-neighbour upsampling, after the
     convolution, where it is coarser.
 
-    `join` names what it is compared with: "sum", the same without gates, a plain residual (a convolution that adapts
-    the width keeps its batch norm, as in ResNet), and "concat", upsampled inputs side by side and one 1x1 convolution.
+    `join` names what it is compared with: "linear", a 1x1 convolution for every input but the stream, so that channels
+    of one depth reach all of another; "sum", neither gates nor that, a plain residual (a convolution that adapts the
+    width keeps its batch norm, as in ResNet); and "concat", upsampled inputs side by side and one 1x1 convolution.
 
     Args:
         channels: width of each input.
         c2: width of the stream.
         upsample: integer factor for each input; None stands for 1 everywhere.
-        join: "gated", "sum" or "concat".
+        join: "gated", "linear", "sum" or "concat".
 
     Shape:
         [(B, channels[i], H / upsample[i], W / upsample[i])] -> (B, c2, H, W).
@@ -255,15 +256,15 @@ class HyperLink(nn.Module):
         self.mix = Conv(sum(channels), c2, 1, act=False) if join == "concat" else None
         self.stream = next((i for i, c in enumerate(channels) if c == c2 and factors[i] == 1), -1)
         self.links = nn.ModuleList(
-            nn.Identity() if i == self.stream or join == "concat" else self._link(c, c2, join == "gated")
+            nn.Identity() if i == self.stream or join == "concat" else self._link(c, c2, join)
             for i, c in enumerate(channels)
         )
 
     @staticmethod
-    def _link(c1: int, c2: int, gated: bool) -> nn.Module:
-        if c1 != c2:
+    def _link(c1: int, c2: int, join: str) -> nn.Module:
+        if c1 != c2 or join == "linear":
             return Conv(c1, c2, 1, act=False)
-        return Gate(c2) if gated else nn.Identity()
+        return Gate(c2) if join == "gated" else nn.Identity()
 
     def forward(self, x: list[Tensor]) -> Tensor:
         """Sum the inputs onto the stream."""
