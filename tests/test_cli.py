@@ -318,7 +318,10 @@ def test_export_prints_the_path(cli, engine):
     assert cli("export model=a.pt").out == "out/model.onnx\n"
 
 
-@pytest.mark.parametrize(("flags", "saved"), [("", True), ("save=False", False), ("save=False save_txt", True)])
+@pytest.mark.parametrize(
+    ("flags", "saved"),
+    [("", True), ("save=False", False), ("save=False save_txt", True), ("save=False visualize", True)],
+)
 def test_predict_counts_frames_and_says_where_they_went(cli, engine, tmp_path, flags, saved):
     expected = f"frames: 3, saved to {tmp_path / 'saved'}\n" if saved else "frames: 3\n"
     assert cli(f"predict model=a.pt source=a.mp4 {flags}").out == expected

@@ -14,16 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from yolo_lat.cli_kinds import COUNT, ENGINE_KINDS, NUMBER, PATH, RESUME, SEED, SIZE, SOURCE, WHOLE, Kind, one_of
+from yolo_lat.engine.mode_keys import OTHER_TASKS
 from yolo_lat.engine.train_options import DEPRECATED_KEYS, OWN_OPTIONS
 from yolo_lat.errors import UserError, nearest
 
 # Keys that may stand alone for key=True although their default is not a boolean, as in Ultralytics.
 BARE_KEYS = ("half", "int8", "end2end", "nms")
-# Accepted, but without meaning for detection (other tasks, or results that only Python callers see).
-HIDDEN_KEYS = (
-    *("overlap_mask", "mask_ratio", "retina_masks", "copy_paste", "copy_paste_mode", "pose", "kobj", "rle", "angle"),
-    *("dlog", "dgrad", "dlam", "dropout", "auto_augment", "erasing", "embed"),
-)
+# Known, but refused unless they ask for nothing: of other tasks, or with results that only Python callers see.
+HIDDEN_KEYS = (*OTHER_TASKS, "embed")
 # What Ultralytics says of its keys that is not so here.
 _OUR_TEXTS = {"amp": "precision: True (bfloat16 on GPUs that have it, otherwise float16), 'fp16', 'bf16' or False"}
 _HEADING = re.compile(r"# (.+?) -{3,}$")

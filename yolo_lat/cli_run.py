@@ -161,7 +161,7 @@ def _predict(options: dict[str, Any], mode: str = "predict") -> None:
     options.setdefault("save", True)
     model = _load_model(mode, options)
     frames = sum(1 for _ in getattr(model, mode)(stream=True, **options))
-    saved = any(options.get(key) for key in ("save", "save_txt", "save_crop"))
+    saved = any(options.get(key) for key in ("save", "save_txt", "save_crop", "visualize"))
     print(f"frames: {frames}" + (f", saved to {model.predictor.save_dir}" if saved and frames else ""))
 
 

@@ -1,5 +1,6 @@
 """Arguments that Ultralytics would change, ignore or trip over: one sentence each, before anything is written."""
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils import ROOT as ULTRALYTICS
 
 from yolo_lat import YOLOLAT
+from yolo_lat.engine.mode_keys import OTHER_TASKS, REMOVED, check_use
 from yolo_lat.engine.train_options import freeze_list
 from yolo_lat.errors import UserError
 
@@ -256,3 +259,117 @@ def test_a_folder_of_a_models_name_does_not_hide_it(tmp_path, monkeypatch):
 
 def test_tuning_is_not_offered(detector, run):
     assert refusal(detector.tune, data=run.data, iterations=1).startswith("tune: not offered")
+
+
+ELSEWHERE = {
+    "train": ({"source": "a.jpg"}, {"show": True}, {"dynamic": True}, {"line_width": 3}, {"dnn": True}),
+    "val": ({"val": False}, {"fraction": 0.5}, {"epochs": 3}, {"save": False}, {"seed": 7}, {"cfg": "small"}),
+    "predict": ({"data": "coco"}, {"workers": 2}, {"single_cls": True}, {"plots": False}, {"tracker": "botsort.yaml"}),
+    "track": ({"embed": [3]}, {"cache": True}, {"val_period": 2}),
+    "export": ({"project": "out"}, {"save_txt": True}, {"epochs": 3}, {"classes": [0]}),
+}
+ARGUMENTS = {
+    "train": lambda run: {"data": run.data, "epochs": 1, "imgsz": 64, "device": "cpu"},
+    "val": lambda run: {"data": run.data},
+    "predict": lambda run: {"source": np.zeros((64, 64, 3), np.uint8)},
+    "track": lambda run: {"source": np.zeros((64, 64, 3), np.uint8)},
+    "export": lambda run: {},
+}
+
+
+@pytest.mark.parametrize(
+    ("mode", "argument"), [(mode, argument) for mode, several in ELSEWHERE.items() for argument in several]
+)
+def test_arguments_of_other_modes_are_not_passed_over(run, tmp_path, monkeypatch, mode, argument):
+    monkeypatch.chdir(tmp_path)
+    ((name, value),) = argument.items()
+    message = refusal(getattr(YOLOLAT(run.best), mode), **ARGUMENTS[mode](run), **argument)
+    assert message.startswith(f"{name}={value}: is for ")
+    assert message.endswith(f", and does nothing in {mode}; leave it out")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ARGUMENTS)
+def test_arguments_of_other_tasks_and_of_the_past_are_not_passed_over(detector, run, mode):
+    call = partial(refusal, getattr(detector, mode), **ARGUMENTS[mode](run))
+    assert call(pose=3.0) == "pose=3.0: is for other tasks than detection; leave it out"
+    assert call(keras=True) == "keras=True: no longer an argument of Ultralytics; leave it out"
+
+
+def test_every_argument_of_ultralytics_has_a_mode_or_another_task():
+    refused = {
+        name: [mode for mode in ARGUMENTS if not used(mode, name)] for name in DEFAULT_CFG_DICT if name not in REMOVED
+    }
+    assert {name for name, modes in refused.items() if len(modes) == len(ARGUMENTS)} == set(OTHER_TASKS)
+
+
+def used(mode: str, name: str) -> bool:
+    try:
+        check_use(mode, {name: True}, {})
+    except UserError as error:
+        return f"{name}=True: does nothing without" in str(error)
+    return True
+
+
+def test_values_that_ask_for_nothing_are_taken(detector, run):
+    image = np.zeros((64, 64, 3), np.uint8)
+    nothing = {"val": True, "epochs": 100, "pose": 12.0, "dnn": False, "fraction": 1.0, "keras": False, "embed": []}
+    assert len(detector.predict(image, verbose=False, **nothing)) == 1
+
+
+@pytest.mark.parametrize(
+    ("mode", "arguments", "wanted"),
+    [
+        (
+            "val",
+            {"save_conf": True},
+            "save_conf=True: does nothing without save_txt; add save_txt=True, or leave it out",
+        ),
+        ("predict", {"save_frames": True}, "save_frames=True: does nothing without save; add save=True"),
+        ("val", {"visualize": True, "plots": False}, "visualize=True: does nothing without plots; add plots=True"),
+        ("val", {"cache": "device"}, "cache=device: keeps nothing in val; use ram or disk, or leave it out"),
+        ("val", {"dnn": True}, "dnn=True: OpenCV runs .onnx files alone; give one, or leave it out"),
+        ("predict", {"dnn": True}, "dnn=True: OpenCV runs .onnx files alone"),
+        ("predict", {"augment": True}, "augment=True: BEST runs at one scale alone; leave it out"),
+        ("val", {"augment": True}, "augment=True: BEST runs at one scale alone; leave it out"),
+        ("predict", {"nms": False}, "nms=False: BEST has no head that works without NMS; leave it out"),
+        ("val", {"end2end": True}, "end2end=True: BEST has no head that works without NMS; leave it out"),
+        ("export", {"format": "torchscript", "nms": False}, "nms=False: BEST has no head that works without NMS"),
+    ],
+    ids=str,
+)
+def test_what_a_mode_or_a_model_cannot_do_is_not_left_out(detector, run, mode, arguments, wanted):
+    message = refusal(getattr(detector, mode), **ARGUMENTS[mode](run), **arguments)
+    assert message.startswith(wanted.replace("BEST", str(run.best)))
+
+
+def test_what_a_model_can_do_is_done(tmp_path):
+    image = np.zeros((64, 64, 3), np.uint8)
+    plain = YOLOLAT("yolov8n.yaml")
+    assert len(plain.predict(image, imgsz=64, augment=True, verbose=False)) == 1
+    assert refusal(YOLOLAT("yolo26n.yaml").predict, image, augment=True, nms=False).startswith(
+        "augment=True: yolo26n.yaml and nms=False runs at one scale alone"
+    )
+
+
+def test_opencv_runs_an_exported_file(onnx_file, run):
+    photo = sorted((run.data.parent / "images/val").iterdir())[0]
+    ours, theirs = (
+        YOLOLAT(onnx_file).predict(photo, conf=0.01, dnn=dnn, verbose=False)[0].boxes.data for dnn in (False, True)
+    )
+    assert len(ours) > 0
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-2)
+    assert refusal(YOLOLAT(onnx_file).predict, photo, nms=False).startswith(f"nms=False: {onnx_file} has no head")
+
+
+def test_heat_maps_need_gradients_and_a_picture(detector, run, onnx_file, tmp_path):
+    photo = sorted((run.data.parent / "images/val").iterdir())[0]
+    detector.predict(photo, visualize=True, project=tmp_path, name="run", verbose=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [f"{photo.stem}_cam.jpg"]
+    detector.predict(photo, visualize=True, project=tmp_path, name="run", verbose=False)
+    assert [path.name for path in (tmp_path / "run-2").iterdir()] == [f"{photo.stem}_cam.jpg"]
+    tensor = torch.zeros(1, 3, 64, 64)
+    assert refusal(detector.predict, tensor, visualize=True).startswith("visualize=True: a tensor has no picture")
+    plain = YOLOLAT("yolov8n.yaml").predict
+    assert "augment=True has several" in refusal(plain, photo, visualize=True, augment=True)
+    assert f"{onnx_file} has no gradients to draw" in refusal(YOLOLAT(onnx_file).predict, photo, visualize=True)

@@ -310,7 +310,7 @@ def test_a_step_after_the_network_that_changes_the_result_writes_nothing(run, tm
         ({"quantize": 8}, "quantize=8 calibrates on images; give data="),
         ({"int8": True}, "quantize=8 calibrates on images; give data="),
         ({"nms": False}, "nms=False: .* has no head that works without NMS"),
-        ({"end2end": True}, "nms=False: .* has no head that works without NMS"),
+        ({"end2end": True}, "end2end=True: .* has no head that works without NMS"),
         ({"best_class": True, "nms": True}, "best_class=True is for raw outputs"),
         ({"best_class": 3}, "best_class=3: must be True or False"),
         ({"preprocess": True, "format": "torchscript"}, "argument 'preprocess' is for format=onnx"),

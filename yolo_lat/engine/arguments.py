@@ -18,6 +18,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, ROOT, YAML
 from ultralytics.utils.torch_utils import parse_device
 
 from yolo_lat.data.files import read_yaml
+from yolo_lat.engine.mode_keys import check_use
 from yolo_lat.engine.train_options import DEPRECATED_KEYS, OWN_OPTIONS
 from yolo_lat.errors import UserError, nearest
 
@@ -25,6 +26,7 @@ OWN_EXPORT_KEYS = ("preprocess", "best_class", "target")
 TARGETS = ("gpu", "cpu")
 MAX_OPSET = 23  # that torch's tracing exporter writes
 _ARGUMENTS = {*DEFAULT_CFG_DICT, *DEPRECATED_KEYS, *OWN_OPTIONS, *OWN_EXPORT_KEYS, "augmentations", "download"}
+_DEFAULTS = DEFAULT_CFG_DICT | {name: option.default for name, option in OWN_OPTIONS.items()}
 _TRACKERS = {name: ROOT / f"cfg/trackers/{name}.yaml" for name in TRACKER_MAP}
 
 
@@ -33,8 +35,8 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def check_arguments(kwargs: dict[str, Any]) -> None:
-    """Raise UserError for a name that no mode has an argument of, or a value that Ultralytics refuses."""
+def check_arguments(mode: str, kwargs: dict[str, Any]) -> None:
+    """Raise UserError for a name that no mode has an argument of, a value that is refused, or one that does nothing."""
     for key in kwargs:
         if key not in _ARGUMENTS:
             raise UserError(f"{key}: no such argument{nearest(key, _ARGUMENTS)}; see yolo-lat MODE --help")
@@ -42,6 +44,7 @@ def check_arguments(kwargs: dict[str, Any]) -> None:
         check_cfg({key: kwargs[key] for key in kwargs.keys() & DEFAULT_CFG_DICT.keys() - {"augmentations"}})
     except (TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
+    check_use(mode, kwargs, _DEFAULTS)
 
 
 def check_export(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -179,6 +182,16 @@ def check_arrays(source: Any) -> None:
     for image in as_list(source):
         if isinstance(image, np.ndarray) and image.dtype not in (np.uint8, np.uint16):
             raise UserError(f"source: an image of {image.dtype}; give bytes (uint8), as cv2.imread does")
+
+
+def check_visualize(kwargs: dict[str, Any], source: Any, model: Any) -> None:
+    """Raise UserError where Ultralytics would draw no heat map of what a prediction rests on."""
+    if isinstance(model, str):
+        raise UserError(f"visualize=True: {model} has no gradients to draw; give the weights that it came from")
+    if isinstance(source, torch.Tensor):
+        raise UserError("visualize=True: a tensor has no picture to draw on; give an array or a file")
+    if kwargs.get("augment"):
+        raise UserError("visualize=True: draws one scale, and augment=True has several; drop one")
 
 
 def check_precision(kwargs: dict[str, Any]) -> None:

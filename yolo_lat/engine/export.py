@@ -182,8 +182,6 @@ def _options(model: YOLOLAT, arguments: dict[str, Any]) -> tuple[OnnxOptions, di
     head = model.model.model[-1]
     if not isinstance(head, Detect):
         raise UserError(f"format=onnx: a head of kind {type(head).__name__} is not supported; use plain Ultralytics")
-    if nms is False and getattr(head, "one2one_cv2", None) is None:
-        raise UserError(f"nms=False: {model.model_name} has no head that works without NMS; use nms=None or nms=True")
     flags = {key: arguments.get(key, False) for key in ("preprocess", "best_class")}
     data, fraction = arguments.get("data"), arguments.get("fraction")
     target = arguments.get("target") or ("cpu" if quantize == 8 else "gpu")

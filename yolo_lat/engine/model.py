@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import torch
 from ultralytics.engine.exporter import export_formats
 from ultralytics.engine.model import Model
+from ultralytics.nn.modules import Detect
 from ultralytics.nn.tasks import DetectionModel
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER
 
@@ -25,6 +26,7 @@ from yolo_lat.engine.arguments import (
     check_image_size,
     check_precision,
     check_tracker,
+    check_visualize,
     note_suppression,
     removed_on_failure,
     warn_of_threshold,
@@ -32,6 +34,7 @@ from yolo_lat.engine.arguments import (
 from yolo_lat.engine.box_voting import check_box_vote
 from yolo_lat.engine.checkpoint import check_layout, load_pt, load_safetensors, onnx_metadata, save_safetensors
 from yolo_lat.engine.export import Export, export_onnx
+from yolo_lat.engine.mode_keys import check_abilities
 from yolo_lat.engine.predictor import LatPredictor
 from yolo_lat.engine.recipe import find_recipe, read_recipe
 from yolo_lat.engine.train_options import freeze_list
@@ -221,7 +224,7 @@ class YOLOLAT(Model):
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
         if resume and kwargs.get("project"):
             LOGGER.warning(f"resume ignores project={kwargs['project']}: the training goes on in its folder")
-        kwargs = self._checked(kwargs, rectangles=False)
+        kwargs = self._checked("train", kwargs, rectangles=False)
         kwargs |= launch.interrupted_run(kwargs.get("device"), Path(kwargs["project"]))
         if kwargs.get("resume"):
             del kwargs["project"]  # its folder is known
@@ -254,7 +257,7 @@ class YOLOLAT(Model):
         if not kwargs["data"]:
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
         self._take_box_vote(kwargs, validator)
-        kwargs = self._checked(kwargs, rectangles=False)
+        kwargs = self._checked("val", kwargs, rectangles=False)
         spec = load_dataset(kwargs["data"])
         spec.split(kwargs.get("split") or "val")
         check_classes(kwargs.get("classes"), self._classes)
@@ -290,7 +293,10 @@ class YOLOLAT(Model):
         self._take_box_vote(kwargs, predictor)
         if self.predictor is not None and getattr(self.predictor, "box_vote", None) != self._box_vote:
             self.predictor = None  # Ultralytics would keep it for the next call
-        return super().predict(source, stream, predictor, **self._checked(kwargs))
+        kwargs = self._checked(kwargs.get("mode", "predict"), kwargs)
+        if kwargs.get("visualize"):
+            check_visualize(kwargs, source, self.model)
+        return super().predict(source, stream, predictor, **kwargs)
 
     def export(self, **kwargs: Any) -> str:
         """Export for deployment, to ONNX unless `format` says otherwise; returns the path of the file.
@@ -306,7 +312,7 @@ class YOLOLAT(Model):
                 whose results are not the model's.
         """
         self._check_is_pytorch_model()
-        kwargs = check_export({"format": "onnx", **self._checked(kwargs)})
+        kwargs = check_export({"format": "onnx", **self._checked("export", kwargs)})
         try:
             if kwargs["format"] == "onnx":
                 self.exported = export_onnx(self, super().export, kwargs, self._export_source())
@@ -381,9 +387,13 @@ class YOLOLAT(Model):
         suffix = dict(zip(*(export_formats()[key] for key in ("Argument", "Suffix")), strict=True))[form]
         return [source.with_name(source.stem + ending) for ending in {suffix, ".onnx"}]
 
-    def _checked(self, kwargs: dict[str, Any], rectangles: bool = True) -> dict[str, Any]:
+    def _checked(self, mode: str, kwargs: dict[str, Any], rectangles: bool = True) -> dict[str, Any]:
         """Refuse what Ultralytics would change or ignore with a warning, and put results under ./runs."""
-        check_arguments(kwargs)
+        check_arguments(mode, kwargs)
+        exported = isinstance(self.model, str)
+        head = None if exported else self.model.model[-1]
+        nms_free = self.nms_free if exported else getattr(head, "one2one_cv2", None) is not None
+        check_abilities(kwargs, self.model_name, exported, nms_free, type(head) is Detect)
         imgsz = kwargs.get("imgsz")
         if isinstance(self.model, DetectionModel):
             check_image_size(imgsz, int(max(self.model.stride)), rectangles)

@@ -69,7 +69,7 @@ class LatPredictor(DetectionPredictor):
             self.dataset.files = _LookedAt(self.dataset.files)
             self.dataset._append_image = partial(_append_image, type(self.dataset), self.dataset)
 
-        if self.args.save or self.args.save_txt or self.args.save_crop:
+        if self.args.save or self.args.save_txt or self.args.save_crop or self.args.visualize:
             self.save_dir = new_folder_of_run(self.save_dir, self.args.exist_ok)
 
     def write_results(self, i: int, p: Path, im: torch.Tensor, s: list[str]) -> str:
