@@ -103,7 +103,12 @@ PRIVATE = {
         "YOLODataset.build_transforms": "data/dataset.py",
         "YOLODataset.load_image": "data/dataset.py",
     },
-    "ultralytics.engine.exporter": {"export_formats": "engine/arguments.py", "validate_args": "engine/arguments.py"},
+    "ultralytics.engine.exporter": {
+        "export_formats": "engine/arguments.py",
+        "validate_args": "engine/arguments.py",
+        "FP16_FORMATS": "engine/export_keys.py",
+        "FP32_UNSUPPORTED_FORMATS": "engine/export_keys.py",
+    },
     "ultralytics.utils.torch_utils": {
         "parse_device": "engine/arguments.py",
         "unwrap_model": "engine/trainer.py",
@@ -193,6 +198,18 @@ BODIES = [
     ("ultralytics.engine.model", "Model.train", "self.trainer.get_model(weights=weights", "engine/model.py"),
     ("ultralytics.engine.model", "Model.predict", '_smart_load("predictor")', "engine/model.py"),
     ("ultralytics.engine.exporter", "Exporter.__call__", "pt_path", "engine/model.py"),
+    (
+        "ultralytics.engine.exporter",
+        "Exporter.__call__",
+        '{"rknn", "ncnn", "executorch", "paddle", "imx", "edgetpu", "qnn"}',
+        "engine/export_keys.py",
+    ),
+    (
+        "ultralytics.engine.exporter",
+        "Exporter.__call__",
+        '{"deepx", "axelera", "imx", "edgetpu", "qnn", "hailo", "xilinx"}',
+        "engine/export_keys.py",
+    ),
 ]
 
 

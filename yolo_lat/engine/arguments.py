@@ -18,6 +18,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, ROOT, YAML
 from ultralytics.utils.torch_utils import parse_device
 
 from yolo_lat.data.files import read_yaml
+from yolo_lat.engine.export_keys import check_keys
 from yolo_lat.engine.mode_keys import check_use
 from yolo_lat.engine.train_options import DEPRECATED_KEYS, OWN_OPTIONS
 from yolo_lat.errors import UserError, nearest
@@ -72,11 +73,14 @@ def check_export(kwargs: dict[str, Any]) -> dict[str, Any]:
         if isinstance(kwargs["opset"], int) and kwargs["opset"] > MAX_OPSET:
             raise UserError(f"opset={kwargs['opset']}: torch writes {MAX_OPSET} at most; leave it out for 18")
     try:
-        args = get_cfg(overrides=kwargs)
+        args = get_cfg(overrides={"batch": 1, **kwargs})
         validate_args(form, args, keys[form])
     except AssertionError as error:
         problem = " ".join(str(error).split()).removeprefix("ERROR ❌️ ")
         raise UserError(f"format={form}: {problem}; leave it out or choose another format") from error
+    check_keys(form, keys[form], args)
+    if form == "engine" and (str(args.device) == "cpu" or not torch.cuda.is_available()):
+        raise UserError("format=engine: TensorRT builds for a GPU, on that GPU; choose one, or another format")
     kwargs = {key: value for key, value in kwargs.items() if key not in ("half", "int8", "end2end")}
     return {**kwargs, "quantize": args.quantize, "nms": args.nms, **(own if form == "onnx" else {})}
 

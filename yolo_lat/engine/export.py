@@ -64,8 +64,6 @@ class OnnxOptions:
     fraction: float | None
 
     def __post_init__(self) -> None:
-        if self.precision == "int8" and not self.data:
-            raise UserError("quantize=8 calibrates on images; give data= a data YAML or the name of a data set")
         if self.best_class and self.nms is not None:
             raise UserError(f"best_class=True is for raw outputs, and nms={self.nms} returns boxes already; drop one")
 

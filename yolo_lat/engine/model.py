@@ -329,7 +329,7 @@ class YOLOLAT(Model):
             try:
                 with offline.quiet():
                     file = super().export(**kwargs)
-            except ValueError as error:  # what does not go together there
+            except (ValueError, AssertionError) as error:  # what does not go together there
                 raise UserError(f"format={kwargs['format']}: {' '.join(str(error).split())}") from error
             finally:
                 self.callbacks["on_export_start"].remove(note_suppression)
