@@ -427,6 +427,10 @@ def test_missing_keys_are_named_with_an_example(refused, engine, command, key):
         ("train model=a.pt data=coco epochs=abc", "'epochs=abc' is of invalid type str."),
         ("train model=a.pt data=coco lr0=3", "'lr0=3' is an invalid value."),
         ("train model=a.pt data=coco scale=3", "'scale=3' is an invalid value."),
+        (
+            "predict source=a.jpg embed=3",
+            "embed=3: gives tensors, which are for Python alone; there it is YOLOLAT(...).embed",
+        ),
         ("quickstart epochs=0", "'epochs=0' is an invalid value."),
         ("val predictions=r.json data=a.yaml model=a.pt", "model= has no effect on predictions=; leave it out"),
         ("val predictions=r.json data=a.yaml conf=0.1", "conf= has no effect on predictions=; leave it out"),

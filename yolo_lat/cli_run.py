@@ -155,6 +155,10 @@ def _score(predictions: str, options: dict[str, Any]) -> dict[str, float]:
 def _predict(options: dict[str, Any], mode: str = "predict") -> None:
     if engine := options.pop("engine", None):
         raise UserError(f"engine={engine} is unknown; write engine=ray, or leave it out")
+    if (embed := options.get("embed")) is not None and mode == "predict":
+        raise UserError(
+            f"embed={embed}: gives tensors, which are for Python alone; there it is YOLOLAT(...).embed(source)"
+        )
     require(mode, options, "source")
     if options.get("model") is None:
         options["model"] = _best_shipped(mode)

@@ -373,3 +373,53 @@ def test_heat_maps_need_gradients_and_a_picture(detector, run, onnx_file, tmp_pa
     plain = YOLOLAT("yolov8n.yaml").predict
     assert "augment=True has several" in refusal(plain, photo, visualize=True, augment=True)
     assert f"{onnx_file} has no gradients to draw" in refusal(YOLOLAT(onnx_file).predict, photo, visualize=True)
+
+
+@pytest.mark.parametrize("layers", [[3], [3, 14], (5, 7), 0])
+def test_layers_are_embedded(detector, layers):
+    images = [np.full((64, 64, 3), value, np.uint8) for value in (0, 200)]
+    kept = {}
+    numbers = [layers] if isinstance(layers, int) else layers
+    hooks = [detector.model.model[n].register_forward_hook(partial(keep, kept, n)) for n in numbers]
+    inputs = torch.stack([torch.full((3, 64, 64), value / 255) for value in (0, 200)])
+    detector.model.eval()(inputs)
+    for hook in hooks:
+        hook.remove()
+    expected = torch.cat([kept[number].mean((2, 3)) for number in sorted(numbers)], 1)
+    found = torch.stack(detector.predict(images, embed=layers, imgsz=64, batch=2, verbose=False))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+def keep(kept, number, _layer, _inputs, output):
+    kept[number] = output
+
+
+def test_the_last_layer_before_the_head_is_embedded_unless_told(detector):
+    image = np.full((64, 64, 3), 90, np.uint8)
+    (first,), (second,) = (
+        call(image, imgsz=64, verbose=False) for call in (detector.embed, partial(detector.predict, embed=[14]))
+    )
+    assert first.shape == (64,)
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("embed", [[15], [10], [99], [-1], ["a"], "5", True, [3, 1.5]])
+def test_what_is_no_layer_is_not_embedded(detector, embed):
+    message = refusal(detector.predict, np.zeros((64, 64, 3), np.uint8), embed=embed)
+    assert message.startswith(f"embed={embed}: ")
+    assert message.endswith("is no layer that gives one map; use 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 14")
+
+
+@pytest.mark.parametrize("argument", [{"save": True}, {"save_txt": True}, {"show": True}, {"box_vote": 0.8}])
+def test_embedding_writes_nothing_and_says_so(detector, tmp_path, monkeypatch, argument):
+    monkeypatch.chdir(tmp_path)
+    ((name, value),) = argument.items()
+    message = refusal(detector.predict, np.zeros((64, 64, 3), np.uint8), embed=[3], **argument)
+    assert message == f"{name}={value}: needs boxes, and embed=[3] ends before there are any; drop one"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_exported_file_has_no_layers(onnx_file):
+    image = np.zeros((96, 96, 3), np.uint8)
+    for call in (YOLOLAT(onnx_file).embed, partial(YOLOLAT(onnx_file).predict, embed=[3])):
+        assert "can only be run and validated" in refusal(call, image)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -22,9 +22,11 @@ from yolo_lat.engine.export_keys import check_keys
 from yolo_lat.engine.mode_keys import check_use
 from yolo_lat.engine.train_options import DEPRECATED_KEYS, OWN_OPTIONS
 from yolo_lat.errors import UserError, nearest
+from yolo_lat.nn.cross_scale import CrossScaleELA
 
 OWN_EXPORT_KEYS = ("preprocess", "best_class", "target")
 TARGETS = ("gpu", "cpu")
+_OF_BOXES = ("augment", "visualize", "box_vote", "show", "save", "save_txt", "save_crop")
 MAX_OPSET = 23  # that torch's tracing exporter writes
 _ARGUMENTS = {*DEFAULT_CFG_DICT, *DEPRECATED_KEYS, *OWN_OPTIONS, *OWN_EXPORT_KEYS, "augmentations", "download"}
 _DEFAULTS = DEFAULT_CFG_DICT | {name: option.default for name, option in OWN_OPTIONS.items()}
@@ -186,6 +188,27 @@ def check_arrays(source: Any) -> None:
     for image in as_list(source):
         if isinstance(image, np.ndarray) and image.dtype not in (np.uint8, np.uint16):
             raise UserError(f"source: an image of {image.dtype}; give bytes (uint8), as cv2.imread does")
+
+
+def check_embed(kwargs: dict[str, Any], layers: Sequence[Any]) -> list[int]:
+    """Return the numbers of the layers that `embed` asks for; they end the forward pass, so there are no boxes.
+
+    Raises:
+        UserError: something that is no layer with one map as its result, or another argument that needs boxes.
+    """
+    embed = kwargs["embed"]
+    usable = [number for number, layer in enumerate(layers[:-1]) if not isinstance(layer, CrossScaleELA)]
+    for number in as_list(embed):
+        if isinstance(number, bool) or number not in usable:
+            raise UserError(
+                f"embed={embed}: {number} is no layer that gives one map; use {', '.join(map(str, usable))}"
+            )
+    for name in _OF_BOXES:
+        if kwargs.get(name):
+            raise UserError(
+                f"{name}={kwargs[name]}: needs boxes, and embed={embed} ends before there are any; drop one"
+            )
+    return as_list(embed)
 
 
 def check_visualize(kwargs: dict[str, Any], source: Any, model: Any) -> None:

@@ -22,6 +22,7 @@ from yolo_lat.engine.arguments import (
     check_arrays,
     check_classes,
     check_device,
+    check_embed,
     check_export,
     check_image_size,
     check_precision,
@@ -277,7 +278,8 @@ class YOLOLAT(Model):
             stream: yield results one by one, in bounded memory.
             predictor: a predictor class in place of `LatPredictor`.
             **kwargs: `conf`, `iou`, `imgsz`, `device`, `save`, ...; with `box_vote=0.8` boxes vote on those that
-                suppression keeps (`yolo_lat.engine.box_voting`).
+                suppression keeps (`yolo_lat.engine.box_voting`); `embed=[5, 7]` returns, in place of `Results`, a
+                tensor for each image, what layers 5 and 7 compute, averaged over its positions.
 
         Raises:
             UserError: arguments or files that cannot be used.
@@ -296,6 +298,9 @@ class YOLOLAT(Model):
         kwargs = self._checked(kwargs.get("mode", "predict"), kwargs)
         if kwargs.get("visualize"):
             check_visualize(kwargs, source, self.model)
+        if kwargs.get("embed") not in (None, []):
+            self._check_is_pytorch_model()
+            kwargs["embed"] = check_embed(kwargs | {"box_vote": self._box_vote}, self.model.model)
         return super().predict(source, stream, predictor, **kwargs)
 
     def export(self, **kwargs: Any) -> str:
