@@ -376,7 +376,15 @@ def test_val_of_predictions_that_are_refused_leaves_no_new_folder(refused, engin
 
 
 @pytest.mark.parametrize("asked", ["model=a.pt", "predictions=r.json"])
-@pytest.mark.parametrize(("place", "told"), [("plain/x.json", "plain: File exists; "), (".", "json=.: is a folder; ")])
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("plain/x.json", "json=plain/x.json: cannot be written (File exists); choose another folder"),
+        ("/proc/self/x.json", "json=/proc/self/x.json: cannot be written ("),
+        ("/proc/self/x/y.json", "json=/proc/self/x/y.json: cannot be written ("),
+        (".", "json=.: is a folder; give a file in it"),
+    ],
+)
 def test_val_refuses_a_place_that_takes_no_file_before_it_begins(refused, engine, tmp_path, asked, place, told):
     (tmp_path / "plain").touch()
     assert refused(f"val {asked} data=coco json={place}").startswith(told)

@@ -34,6 +34,38 @@ def test_a_sheet_that_is_no_picture_is_refused_before_images_are_read(command, s
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("json=/proc/self/a.json", "json=/proc/self/a.json: cannot be written ("),
+        ("sheet=/proc/self/a.png", "sheet=/proc/self/a.png: cannot be written ("),
+        ("json=.", "json=.: is a folder; give a file in it"),
+    ],
+)
+def test_a_place_that_takes_no_file_is_refused_before_images_are_read(command, monkeypatch, words, told):
+    monkeypatch.setattr("yolo_lat.data.doctor.check_dataset", lambda *_, **__: pytest.fail("has begun"))
+    done = command("data", "check", "shapes", words)
+    assert done.status == 2
+    assert done.err.startswith(f"yolo-lat: error: {told}")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("figure=c.svg", "figure=c.svg: is no .png; name it so"),
+        ("figure=c", "figure=c: is no .png; name it so"),
+        ("figure=/proc/self/c.png", "figure=/proc/self/c.png: cannot be written ("),
+        ("json=/proc/self/c.json", "json=/proc/self/c.json: cannot be written ("),
+    ],
+)
+def test_a_comparison_that_cannot_be_written_is_refused_before_it_begins(command, tmp_path, monkeypatch, words, told):
+    monkeypatch.setattr("yolo_lat.engine.compare.compare_runs", lambda *_, **__: pytest.fail("has begun"))
+    done = command("compare", "one", "two", words)
+    assert done.status == 2
+    assert done.err.startswith(f"yolo-lat: error: {told}")
+    assert not list(tmp_path.iterdir())
+
+
 def test_check_ends_with_1_for_data_that_must_not_be_trained_on(command, txt_data, tmp_path):
     shutil.copytree(txt_data.parent, tmp_path / "bad")
     content = yaml.safe_load(txt_data.read_text()) | {"path": str(tmp_path / "bad")}

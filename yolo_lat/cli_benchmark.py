@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from yolo_lat.cli_run import require, trust_if_asked
+from yolo_lat.cli_run import file_to_write, require, trust_if_asked
 from yolo_lat.errors import UserError
 
 _WIDTH = 150  # columns of a table that goes into a file
@@ -72,15 +72,11 @@ def _profile(options: dict[str, Any]) -> None:
 
 def _take_files(options: dict[str, Any]) -> dict[str, Path]:
     """Take what is to be written out of the options, and make sure that it can be."""
-    files = {key: Path(options.pop(key)) for key in ("json", "figure") if options.get(key) is not None}
-    if "figure" in files:
-        if files["figure"].suffix.lower() != ".png":
-            raise UserError(f"figure={files['figure']} is no .png; name it so")
-        if find_spec("matplotlib") is None:
-            raise UserError("figure= needs matplotlib, which is not installed; run: pip install matplotlib")
-    for file in files.values():
-        file.parent.mkdir(parents=True, exist_ok=True)
-    return files
+    endings = {"json": "", "figure": ".png"}
+    given = {key: options.pop(key) for key in endings if options.get(key) is not None}
+    if "figure" in given and find_spec("matplotlib") is None:
+        raise UserError("figure= needs matplotlib, which is not installed; run: pip install matplotlib")
+    return {key: file_to_write(key, value, endings[key]) for key, value in given.items()}
 
 
 def _print(content: Any) -> None:

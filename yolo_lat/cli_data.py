@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_lat.cli_modes import MODES
-from yolo_lat.cli_run import check_values, fetch, recipe_of, require, value_of
+from yolo_lat.cli_run import check_values, fetch, file_to_write, recipe_of, require, value_of
 from yolo_lat.engine.train_options import OWN_OPTIONS
 from yolo_lat.errors import UserError
 
@@ -21,14 +21,15 @@ def _check(options: dict[str, Any]) -> None:
     from yolo_lat.drawing import picture_path
 
     if options.get("sheet"):
-        picture_path(options["sheet"])  # which is drawn when all images have been read
+        picture_path(options["sheet"])
+    files = {key: file_to_write(key, options[key]) for key in ("json", "sheet") if options.get(key)}
     report = check_dataset(options["data"], workers=options.get("workers"))
     console = Console()
     console.print(*report.tables(), *(f"note: {note}" for note in report.notes), sep="\n", markup=False)
-    if options.get("json"):
-        report.save(Path(options["json"]))
-    if options.get("sheet"):
-        report.contact_sheet(Path(options["sheet"]))
+    if "json" in files:
+        report.save(files["json"])
+    if "sheet" in files:
+        report.contact_sheet(files["sheet"])
     errors, warnings = (report.found.total(error) for error in (True, False))
     verdict = "training may start" if report.ok else "mend the errors before training"
     print(f"{report.spec.name}: {errors} errors, {warnings} warnings; {verdict}")
@@ -88,15 +89,15 @@ def _compare(options: dict[str, Any]) -> None:
 
     from yolo_lat.engine.compare import compare_runs
 
-    file, figure = options.pop("json", None), options.pop("figure", None)
-    for path in filter(None, (file, figure)):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    wanted, drawn = options.pop("json", None), options.pop("figure", None)
+    figure = file_to_write("figure", drawn, ".png") if drawn else None
+    file = file_to_write("json", wanted) if wanted else None
     comparison = compare_runs(**options)
     Console().print(comparison.table())
     if file:
-        comparison.save(Path(file))
+        comparison.save(file)
     if figure:
-        comparison.plot(Path(figure))
+        comparison.plot(figure)
 
 
 RUN_DATA: dict[str, Callable[[dict[str, Any]], None]] = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,25 @@ def require(mode: str, options: Mapping[str, Any], *keys: str) -> None:
 def value_of(mode: str, options: Mapping[str, Any], key: str) -> Any:
     """Return the value given for a key, or its default."""
     return options[key] if key in options else parse_value(MODES[mode].accepted()[key].default)
+
+
+def file_to_write(key: str, value: Any, suffix: str = "") -> Path:
+    """Return the file that a key names, in a folder that is there and takes files: it is written after all the work.
+
+    Raises:
+        UserError: it ends in something else than `suffix`, is a folder, or cannot be written.
+    """
+    file = Path(str(value))
+    if suffix and file.suffix.lower() != suffix:
+        raise UserError(f"{key}={value}: is no {suffix}; name it so")
+    if file.is_dir():
+        raise UserError(f"{key}={value}: is a folder; give a file in it")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            return file
+    except OSError as error:
+        raise UserError(f"{key}={value}: cannot be written ({error.strerror}); choose another folder") from error
 
 
 def fetch(options: dict[str, Any]) -> None:
@@ -111,11 +131,8 @@ def _train(options: dict[str, Any]) -> None:
 
 
 def _val(options: dict[str, Any]) -> None:
-    file, predictions = options.pop("json", None), options.pop("predictions", None)
-    if file is not None:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        if Path(file).is_dir():
-            raise UserError(f"json={file}: is a folder; give a file in it")
+    wanted, predictions = options.pop("json", None), options.pop("predictions", None)
+    file = None if wanted is None else file_to_write("json", wanted)
     if predictions is None:
         require("val", options, "model", "data")
         metrics = _load_model("val", options).val(**options)
@@ -124,7 +141,7 @@ def _val(options: dict[str, Any]) -> None:
         coco = _score(predictions, options)
         print("\n".join(f"{name:<8}{value:.4f}" for name, value in coco.items()))
     if file is not None:
-        write_whole(Path(file), json.dumps(coco, indent=2) + "\n")
+        write_whole(file, json.dumps(coco, indent=2) + "\n")
 
 
 def _score(predictions: str, options: dict[str, Any]) -> dict[str, float]:

@@ -142,7 +142,9 @@ def test_an_interrupted_benchmark_keeps_what_it_has(cli, models, pictures, monke
         (["record=none.json"], "none.json is not a file"),
         (["record=none.json", "models={quick}"], "leave models= out"),
         (["models={quick}", "device=0"], "the GPU and its clocks are unknown"),
-        (["models={quick}", "figure=a.jpg"], "figure=a.jpg is no .png"),
+        (["models={quick}", "figure=a.jpg"], "figure=a.jpg: is no .png; name it so"),
+        (["models={quick}", "figure=/proc/self/a.png"], "figure=/proc/self/a.png: cannot be written ("),
+        (["models={quick}", "json={empty}"], ": is a folder; give a file in it"),
         (["models={quick}", "model=a"], "unknown key 'model'"),
     ],
 )
