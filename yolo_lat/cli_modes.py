@@ -251,6 +251,7 @@ MODES = {
                 Key("conf", "0.25", "confidence threshold"),
                 Key("iou", "0.7", "overlap of two boxes of a class above which the worse one goes"),
                 Key("max_det", "300", "most boxes of an image"),
+                _BOX_VOTE,
                 Key("imgsz", "", "input size in pixels of a model of dynamic size; as exported unless given"),
                 Key("batch", "16", "most images to run at once"),
                 Key("device", "cpu", "cpu, or cuda, a GPU for each worker"),
@@ -428,6 +429,7 @@ MODES = {
                 Key("conf", "0.25", "confidence threshold"),
                 Key("iou", "0.7", "overlap of two boxes of a class above which the worse one goes"),
                 Key("max_det", "300", "most boxes of a frame"),
+                _BOX_VOTE,
                 Key("batch", "1", "frames of a file to detect in at once"),
                 Key("track", "True", "number the objects and draw their trails; off for pictures unless given"),
                 Key("zones", "", "YAML of lines and polygons to count at"),
@@ -476,6 +478,7 @@ MODES = {
                 Key("conf", "0.25", "confidence threshold of requests that name none"),
                 Key("iou", "0.7", "overlap that is suppressed, of requests that name none"),
                 Key("max_det", "300", "most boxes of a picture, of requests that name none"),
+                _BOX_VOTE,
                 Key(
                     "max_batch", "", "most pictures to run at once; unless given, what a measurement at the start finds"
                 ),

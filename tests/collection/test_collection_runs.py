@@ -75,9 +75,9 @@ def rows_of(folder: Path) -> dict[str, dict[str, Any]]:
     return by_name
 
 
-def assert_right(folder: Path, files: dict[str, bytes], model: Path) -> None:
+def assert_right(folder: Path, files: dict[str, bytes], model: Path, **detect: Any) -> None:
     """The rows are what the detector gives of the files, one by one, and of those that are broken why."""
-    rows, detector, found = rows_of(folder), OnnxDetector(model), 0
+    rows, detector, found = rows_of(folder), OnnxDetector(model, **detect), 0
     assert rows.keys() == files.keys()
     for name, row in rows.items():
         if name not in encoded(IMAGES):
@@ -112,6 +112,14 @@ def test_a_folder_gives_what_the_detector_gives_and_lists_what_is_broken(started
     assert len(coco["images"]) == IMAGES
     assert len(coco["annotations"]) == result.summary["detections"]
     assert f"{IMAGES + 4} of {IMAGES + 4} inputs: {IMAGES + 4} images, 4 failed" in lines[-1]
+
+
+def test_boxes_vote_where_asked(started, options, files, model, tmp_path):
+    result = run_collection(options(as_folder(tmp_path / "photos", files), box_vote=0.05), say=[].append)
+    assert_right(result.folder, files, model, box_vote=0.05)
+    with pytest.raises(AssertionError, match="Mismatched elements"):
+        assert_right(result.folder, files, model)
+    assert json.loads((result.folder / "run.json").read_text())["box_vote"] == 0.05
 
 
 @pytest.mark.slow
@@ -225,6 +233,7 @@ def cli(capfd, tmp_path, monkeypatch, model):
         ("source=photos model=MODEL confs=1", "unknown key 'confs' for predict engine=ray; did you mean 'conf'?"),
         ("source=photos model=MODEL device=0", "device=0 cannot be chosen, since Ray hands out the GPUs"),
         ("source=photos model=MODEL conf=2", "conf=2 is out of range; pass a number from 0 to 1"),
+        ("source=photos model=MODEL box_vote=2", "box_vote=2 is out of range; pass a number from 0 to 1"),
         ("source=photos model=MODEL batch=2.5", "batch=2.5 is out of range; pass a whole number from 1 to"),
         ("source=photos model=MODEL workers=0", "workers=0 is out of range"),
         ("source=photos model=MODEL coco=maybe", "coco=maybe is neither True nor False"),

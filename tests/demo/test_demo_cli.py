@@ -61,6 +61,8 @@ def test_the_mode_and_its_group_share_a_name(cli):
         ("demo model=a.onnx source=no.mp4", "source=no.mp4: no such file or folder"),
         ("demo model=a.onnx source=no.mp4 conf=high", "conf=high is no threshold; give a number from 0 to 1"),
         ("demo model=a.onnx source=no.mp4 iou=high", "iou=high is no threshold; give a number from 0 to 1"),
+        ("demo model=a.onnx source=no.mp4 box_vote=high", "box_vote=high: must be a number"),
+        ("demo model=a.onnx source=no.mp4 box_vote=1.5", "box_vote=1.5 is no threshold; give a number from 0 to 1"),
         ("demo model=a.onnx source=no.mp4 max_det=many", "max_det=many is no number of boxes; give 1 or more"),
         ("demo model=a.onnx source=no.mp4 max_det=2.5", "max_det=2.5 is no number of boxes"),
         ("demo model=a.onnx source=no.mp4 csv=maybe", "csv=maybe is neither True nor False; give one of them"),

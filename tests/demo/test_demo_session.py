@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import pytest
 from clips import BLUE, RED, moving, picture, write_clip
+from hand_made_onnx import colour_detector
 from quick import first
 
 from yolo_lat.demo.options import DemoOptions
@@ -98,6 +99,21 @@ def test_detections_equal_those_of_the_detector_on_the_same_frames(demo, clip, d
         np.testing.assert_array_equal(np.float32(record["boxes"]).reshape(-1, 4), detections.boxes_xyxy)
         np.testing.assert_array_equal(np.float32(record["scores"]), detections.scores)
         assert record["class_ids"] == detections.class_ids.tolist()
+
+
+def test_boxes_vote_where_asked(demo, clip, tmp_path, console):
+    model = colour_detector(tmp_path / "colours.onnx")
+    plain, voted = (
+        records(run_demo(DemoOptions(str(model), str(clip), track=False, box_vote=votes), console).folder)
+        for votes in (None, 0.05)
+    )
+    detector = OnnxDetector(model, box_vote=0.05)
+    with av.open(str(clip)) as container:
+        expected = [detector(frame.to_ndarray(format="bgr24")) for frame in container.decode(video=0)]
+    for record, detections in zip(voted, expected, strict=True):
+        np.testing.assert_array_equal(np.float32(record["boxes"]).reshape(-1, 4), detections.boxes_xyxy)
+    assert [record["scores"] for record in voted] == [record["scores"] for record in plain]
+    assert [record["boxes"] for record in voted] != [record["boxes"] for record in plain]
 
 
 SLOW_CLIP = pytest.param("bottle-detection.mp4", marks=pytest.mark.slow)

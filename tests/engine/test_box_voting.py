@@ -2,6 +2,7 @@
 
 import json
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -12,6 +13,7 @@ from ultralytics.utils import ASSETS
 from ultralytics.utils.nms import non_max_suppression
 
 from yolo_lat import YOLOLAT
+from yolo_lat.demo.detectors import open_detector
 from yolo_lat.deploy import OnnxDetector
 from yolo_lat.deploy.postprocess import from_best_class_output, from_raw_output
 from yolo_lat.engine.box_voting import vote
@@ -151,6 +153,16 @@ def test_an_exported_model_votes_as_its_weights_do(detector, dynamic_onnx_file) 
     )  # one call's votes are not the next one's
     exported = YOLOLAT(dynamic_onnx_file).predict(photo, box_vote=0.6, **options)[0].boxes.data
     torch.testing.assert_close(exported[:20], voted[:20], atol=0.05, rtol=1e-3)
+
+
+def test_the_demo_votes_with_weights_as_with_an_exported_model(detector, run) -> None:
+    image = cv2.imread(str(ASSETS / "bus.jpg"))
+    (plain,), (voted,) = (
+        open_detector(str(run.best), conf=0.001, imgsz=160, box_vote=votes)([image]) for votes in (None, 0.6)
+    )
+    expected = detector.predict(image, imgsz=160, conf=0.001, device="cpu", verbose=False, box_vote=0.6)[0].boxes
+    np.testing.assert_array_equal(voted.boxes_xyxy, expected.xyxy.numpy())
+    assert np.abs(voted.boxes_xyxy - plain.boxes_xyxy).max() > 0.01
 
 
 def test_the_detector_without_torch_votes(tmp_path) -> None:

@@ -57,6 +57,24 @@ def test_thresholds_of_a_request(running, model, query):
     assert_same(running.detect(encoded(image), **query).json(), OnnxDetector(model, threads=1, **query)(image))
 
 
+def test_boxes_vote_for_every_request_where_asked(model):
+    image = squares(2)
+    plain = OnnxDetector(model, threads=1)(image)
+    with serving(model, box_vote=0.05) as running:
+        for query in ({}, {"conf": 0.6}, {"iou": 0.3, "max_det": 4}):
+            found = OnnxDetector(model, threads=1, box_vote=0.05, **query)(image)
+            assert_same(running.detect(encoded(image), **query).json(), found)
+    found = OnnxDetector(model, threads=1, box_vote=0.05)(image)
+    np.testing.assert_array_equal(found.scores, plain.scores)
+    assert np.abs(found.boxes_xyxy - plain.boxes_xyxy).max() > 0.1
+
+
+def test_a_model_without_suppression_takes_no_votes(tmp_path):
+    file = fixed_output(tmp_path / "m.onnx", np.zeros((1, 300, 6), np.float32), NAMES)
+    with pytest.raises(UserError, match="returns boxes that need no suppression, so none is left to vote"):
+        ServedDetector(ServeSettings(file, box_vote=0.8))
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(running, model, orientation):
     stream, exif = io.BytesIO(), Image.Exif()

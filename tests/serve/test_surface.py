@@ -109,6 +109,8 @@ def test_what_openapi_describes_is_what_comes(running):
         ({"port": 65536}, "port=65536 is out of range; pass a whole number from 0 to 65535"),
         ({"port": "http"}, "port=http is out of range"),
         ({"conf": 0}, "conf=0 is out of range; pass a number from 0.01 to 1"),
+        ({"box_vote": 1.5}, "box_vote=1.5 is out of range; pass a number from 0 to 1"),
+        ({"box_vote": True}, "box_vote=True is out of range"),
         ({"queue": 2.5}, "queue=2.5 is out of range; pass a whole number"),
         ({"max_batch": 0}, "max_batch=0 is out of range"),
         ({"threads": "high"}, "threads=high is out of range; pass a whole number from 1 to 1024"),

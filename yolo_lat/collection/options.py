@@ -11,7 +11,8 @@ from yolo_lat.errors import UserError
 # How to run, which a run that goes on may be told anew; the others decide what comes out.
 HOW = ("batch", "device", "workers", "address", "part", "coco")
 _WHOLE: dict[str, tuple[int, int]] = {"max_det": (1, 100_000), "batch": (1, 4096), "workers": (1, 100_000)}
-_NUMBERS: dict[str, tuple[float, float]] = {"conf": (0, 1), "iou": (0, 1), "part": (0, 86_400)}
+_NUMBERS: dict[str, tuple[float, float]] = {"conf": (0, 1), "iou": (0, 1), "box_vote": (0, 1), "part": (0, 86_400)}
+_OPEN = ("workers", "box_vote")  # None for as many as there are, and for no votes
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class CollectionOptions:
         model: the `.onnx` file; on a cluster, every node finds it, the source and the output under the same path.
         source: folder of images, of WebDataset `.tar` files or of Parquet files; one such file; a pattern of them; or
             an address of one of these that pyarrow opens, such as `s3://bucket/folder`.
-        conf, iou, max_det, imgsz: as for `OnnxDetector`.
+        conf, iou, max_det, imgsz, box_vote: as for `OnnxDetector`.
         batch: most images that run at once.
         device: "cpu" or "cuda"; CUDA is used or refused.
         workers: actors that detect, one CPU core or one GPU each; None for every core or GPU that Ray has.
@@ -43,6 +44,7 @@ class CollectionOptions:
     iou: float = 0.7
     max_det: int = 300
     imgsz: int | Sequence[int] | None = None
+    box_vote: float | None = None
     batch: int = 16
     device: str = "cpu"
     workers: int | None = None
@@ -70,7 +72,7 @@ class CollectionOptions:
         for kinds, ranges in ((int, _WHOLE), ((int, float), _NUMBERS)):
             for name, (low, high) in ranges.items():
                 value = getattr(self, name)
-                if name == "workers" and value is None:
+                if name in _OPEN and value is None:
                     continue
                 if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
                     whole = "whole " if kinds is int else ""

@@ -110,7 +110,7 @@ class _Run:
     def __init__(self, options: CollectionOptions, say: Callable[[str], None]) -> None:
         self._options, self._say = options, say
         self._source, self._inputs = open_source(options.source, options.column, options.id)
-        self._detect = {key: getattr(options, key) for key in ("conf", "iou", "max_det", "imgsz")}
+        self._detect = {key: getattr(options, key) for key in ("conf", "iou", "max_det", "imgsz", "box_vote")}
         self._names = OnnxDetector(options.model, threads=1, **self._detect).names
         self._settings = _settings(options)
 

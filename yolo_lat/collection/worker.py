@@ -37,7 +37,7 @@ class Worker:
         source: what the rows come from.
         model: the `.onnx` file.
         device: "cpu", with one thread, or "cuda", the GPU that Ray gave to the actor.
-        detect: `conf`, `iou`, `max_det`, `imgsz` and `max_batch` of `OnnxDetector`.
+        detect: `conf`, `iou`, `max_det`, `imgsz`, `box_vote` and `max_batch` of `OnnxDetector`.
     """
 
     def __init__(self, source: Source, model: str, device: str, detect: dict[str, Any]) -> None:

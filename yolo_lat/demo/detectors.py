@@ -22,6 +22,7 @@ def open_detector(
     iou: float = 0.7,
     max_det: int = 300,
     imgsz: int | Sequence[int] | None = None,
+    box_vote: float | None = None,
 ) -> Detector:
     """Return what finds objects in a list of (H, W, 3) uint8 BGR images.
 
@@ -32,18 +33,19 @@ def open_detector(
         iou: most overlap of two boxes of a class.
         max_det: most boxes of an image.
         imgsz: input size in pixels of a model that has no fixed one.
+        box_vote: overlap from which boxes vote on those that suppression keeps; they do not unless given.
 
     Raises:
         UserError: the model or the device cannot be used.
     """
     device = device_name(device)
     if Path(model).suffix.lower() == ".onnx":
-        return OnnxDetector(model, device=device, conf=conf, iou=iou, max_det=max_det, imgsz=imgsz)
+        return OnnxDetector(model, device=device, conf=conf, iou=iou, max_det=max_det, imgsz=imgsz, box_vote=box_vote)
     from yolo_lat import YOLOLAT
 
     network = YOLOLAT(model)
     settings: dict[str, Any] = {"device": device, "conf": conf, "iou": iou, "max_det": max_det}
-    settings |= {"verbose": False, "save": False} | ({} if imgsz is None else {"imgsz": imgsz})
+    settings |= {"box_vote": box_vote, "verbose": False, "save": False} | ({} if imgsz is None else {"imgsz": imgsz})
 
     def detect(images: list[np.ndarray]) -> list[Detections]:
         return [_detections(result) for result in network.predict(images, **settings)]

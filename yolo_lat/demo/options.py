@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from yolo_lat.deploy.postprocess import is_threshold
 from yolo_lat.errors import UserError
 
 
@@ -24,6 +25,7 @@ class DemoOptions:
         conf: least score.
         iou: most overlap of two boxes of a class.
         max_det: most boxes of a frame.
+        box_vote: overlap from which boxes vote on those that suppression keeps; they do not unless given.
         batch: frames at once, of a source that is not live.
         track: number the objects; None is yes for videos and live sources, and no for pictures.
         zones: YAML of lines and polygons.
@@ -58,6 +60,7 @@ class DemoOptions:
     part: int = 300
     timeout: float = 10
     retry: float = 300
+    box_vote: float | None = None
 
     def __post_init__(self) -> None:
         for key, what in (("batch", "frames"), ("part", "frames"), ("max_det", "boxes")):
@@ -68,9 +71,9 @@ class DemoOptions:
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
                 raise UserError(f"{key}={value} is no number of seconds; give more than 0")
-        for key in ("conf", "iou"):
+        for key in ("conf", "iou", "box_vote"):
             value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            if not is_threshold(value) and (value is not None or key != "box_vote"):
                 raise UserError(f"{key}={value} is no threshold; give a number from 0 to 1")
         for key in ("csv", "save", "track", "show"):
             value = getattr(self, key)

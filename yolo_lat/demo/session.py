@@ -112,7 +112,13 @@ class _Session:
         tracker = ByteTracker(options.conf) if track else None
         controls = Controls(options.conf, min(options.conf, LOW_SCORE) if track or shows else options.conf)
         detector = open_detector(
-            options.model, options.device, controls.lowest, options.iou, options.max_det, options.imgsz
+            options.model,
+            options.device,
+            controls.lowest,
+            options.iou,
+            options.max_det,
+            options.imgsz,
+            options.box_vote,
         )
         going_on = folder is not None
         folder = folder or self._new_folder(source)

@@ -74,6 +74,7 @@ class ServedDetector(OnnxDetector):
             settings.imgsz,
             settings.threads,
             max_batch=settings.max_batch or MAX_BATCH,
+            box_vote=settings.box_vote,
         )
         self.fixed_batch: int | None = self._batch
         if self._batch and settings.max_batch and settings.max_batch > self._batch:

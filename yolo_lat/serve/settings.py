@@ -18,10 +18,11 @@ _WHOLE: dict[str, tuple[int, int]] = {
     "workers": (1, 64),
     "threads": (1, 1024),
 }
-_OPEN = ("max_batch", "threads")  # None for what is found best
+_OPEN = ("max_batch", "threads", "box_vote")  # None for what is found best, or for no votes
 _NUMBERS: dict[str, tuple[float, float]] = {
     "conf": (LOWEST_CONF, 1),
     "iou": (0, 1),
+    "box_vote": (0, 1),
     "wait_ms": (0, 1000),
     "timeout": (0.1, 600),
     "max_mb": (0.001, 200),
@@ -41,6 +42,7 @@ class ServeSettings:
         imgsz: input size in pixels, for a model of dynamic size.
         threads: CPU threads of one inference; None for ONNX Runtime's choice, one per physical core.
         conf, iou, max_det: thresholds of requests that name none.
+        box_vote: overlap from which boxes vote on those that suppression keeps, for all requests; None for no votes.
         max_batch: most pictures to run at once; None for the batch that the model is fixed to, or else what a
             measurement at the start finds best.
         wait_ms: how long a picture waits for others that are on their way, to share its batch, milliseconds.
@@ -63,6 +65,7 @@ class ServeSettings:
     conf: float = 0.25
     iou: float = 0.7
     max_det: int = 300
+    box_vote: float | None = None
     max_batch: int | None = None
     wait_ms: float = 4
     queue: int = 64
