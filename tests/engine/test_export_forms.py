@@ -347,3 +347,14 @@ def test_photographs_give_the_models_boxes(run, tmp_path, half, dynamic):
         best = np.argsort(-expected[4:].max(axis=0))[: 300 if half else None]
         assert away[:4, best].max() <= (2 if half else 0.5), photo
         assert away[4:, best].max() <= (0.02 if half else 0.01), photo
+
+
+@pytest.mark.parametrize("target", ["gpu", "cpu"])
+def test_a_model_with_distributions_of_distances_takes_any_batch_and_size(target, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = YOLOLAT("yolo-lat-n-voc12").export(imgsz=64, dynamic=True, target=target)
+    session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).random((3, 3, 64, 96), np.float32)
+    (together,) = session.run(None, {"images": images})
+    alone = [session.run(None, {"images": image[None]})[0] for image in images]
+    np.testing.assert_allclose(together, np.concatenate(alone), rtol=1e-3, atol=1e-3)

@@ -37,8 +37,8 @@ class BinMeans(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Divide the weighted sums by the plain ones."""
-        sides = x.reshape(len(x), 4, self.bins, -1)
-        powers = (sides - sides.amax(2, keepdim=True)).exp().reshape(len(x), 4 * self.bins, -1)
+        sides = x.reshape(x.shape[0], 4, self.bins, -1)
+        powers = (sides - sides.amax(2, keepdim=True)).exp().reshape(x.shape[0], 4 * self.bins, -1)
         weighted, plain = (self.sums @ powers).chunk(2, dim=1)
         return weighted / plain
 
@@ -98,8 +98,8 @@ class LatDetect(Detect):
             if self.reg_max == 1:
                 boxes = boxes @ hidden.transpose(1, 2)
             else:  # a softmax is fastest over numbers that lie together
-                bins = (hidden @ boxes.T).reshape(len(hidden), -1, 4, self.reg_max).softmax(-1)
-                boxes = (bins.reshape(len(hidden), -1, 4 * self.reg_max) @ self.from_bins).transpose(1, 2)
+                bins = (hidden @ boxes.T).reshape(hidden.shape[0], -1, 4, self.reg_max).softmax(-1)
+                boxes = (bins.reshape(hidden.shape[0], -1, 4 * self.reg_max) @ self.from_bins).transpose(1, 2)
         else:
             boxes, scores = (branch[0](tokens).squeeze(-1) for branch in (box_head, cls_head))
         return {"boxes": boxes, "scores": scores, "feats": x}
