@@ -200,3 +200,12 @@ def test_states_of_different_kernels_do_not_add() -> None:
     k, v = tokens(1, 1, 3, 4), tokens(1, 1, 3, 2)
     with pytest.raises(ValueError, match="different kernels"):
         ela_state(k, v, get_kernel("ModulatedDot")) + ela_state(k, v, HadamardExp())
+
+
+@pytest.mark.parametrize("kernel", ["HadamardExp", "ModulatedDot"])
+@pytest.mark.parametrize(("batch", "heads", "width"), [(1, 3, 2), (2, 1, 2), (2, 3, 1)])
+def test_states_of_different_shapes_do_not_add(kernel, batch, heads, width) -> None:
+    whole = ela_state(tokens(2, 3, 5, 4), tokens(2, 3, 5, 2), get_kernel(kernel))
+    other = ela_state(tokens(batch, heads, 5, 4), tokens(batch, heads, 5, width), get_kernel(kernel))
+    with pytest.raises(ValueError, match=r"cannot add ELA states of shapes \(2, 3, \d+, 2\) and"):
+        whole + other

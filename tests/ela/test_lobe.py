@@ -64,6 +64,19 @@ def test_a_model_that_sees_the_future_alone_leaks_without_bound() -> None:
     assert future_leak(lambda x: 0 * x, updates()) == 0
 
 
+def test_a_leak_whose_channels_sum_to_nothing_is_seen() -> None:
+    torch.manual_seed(0)
+    own = nn.Linear(8, 8).double()
+    leak = future_leak(lambda x: own(x) + nn.functional.layer_norm(x.flip(1), (8,)), updates())
+    assert leak > 0.1
+
+
+def test_a_constant_leaks_nothing_and_gradients_need_not_be_on() -> None:
+    assert future_leak(torch.zeros_like, updates()) == 0
+    with torch.no_grad():
+        assert future_leak(lobe(), updates()) > 0.05
+
+
 def test_a_leak_that_is_no_number_is_refused() -> None:
     with pytest.raises(ValueError, match="derivative of output 0 is not finite"):
         future_leak(lambda x: (0 * x).sqrt(), updates())

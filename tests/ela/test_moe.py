@@ -113,6 +113,14 @@ def test_groups_in_bfloat16(autocast) -> None:
     assert all(p.grad.isfinite().all() and p.grad.abs().sum() > 0 for p in moe.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_mixture_gives_the_same(dtype) -> None:
+    moe, x = narrow(dtype)
+    torch.compiler.reset()
+    y = torch.compile(moe, backend="eager")(x).y
+    torch.testing.assert_close(y, moe(x).y, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-2)
+
+
 class NoWaits(TorchDispatchMode):
     """Refuse operations that read values, for which the host would wait for a GPU."""
 

@@ -69,10 +69,12 @@ class ELAState:
         """Return the state of both token sets together.
 
         Raises:
-            ValueError: the states come from different kernels.
+            ValueError: the states come from different kernels, or have other shapes.
         """
         if type(self.kernel) is not type(other.kernel):
             raise ValueError(f"cannot add ELA states of different kernels: {self.kernel} and {other.kernel}")
+        if self.S.shape != other.S.shape:
+            raise ValueError(f"cannot add ELA states of shapes {tuple(self.S.shape)} and {tuple(other.S.shape)}")
         if self.log_scale is None or other.log_scale is None:
             return ELAState(self.S + other.S, self.C + other.C, self.kernel)
         scale = torch.maximum(self.log_scale, other.log_scale)

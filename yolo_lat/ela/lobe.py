@@ -75,10 +75,13 @@ class MemoryLobe(nn.Module):
         return f"heads={self.heads}, kernel={self.kernel}, causal={self.causal}"
 
 
+@torch.enable_grad()
 def future_leak(model: nn.Module, x: Tensor) -> float:
     """Return how strongly outputs depend on later positions: 0 for a causal model of sequences.
 
-    The largest derivative of an output by an input that comes after it, over the largest by one that does not.
+    The largest derivative of an output by an input that comes after it, over the largest by one that does not. Of an
+    output stands a random mixture of its channels, always the same: their sum would hide a leak into channels whose sum
+    is constant, as behind a softmax or a layer norm.
 
     Args:
         model: maps (B, L, D) to (B, L, anything).
@@ -93,9 +96,12 @@ def future_leak(model: nn.Module, x: Tensor) -> float:
     length = x.shape[1]
     x = x.detach().requires_grad_()
     y = model(x)
+    mixture = (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)).flatten(2).sum((0, 2))
+    if not y.requires_grad:  # a constant
+        return 0.0
     late, early = 0.0, 0.0
     for position in range(length):
-        (gradient,) = torch.autograd.grad(y[:, position].sum(), x, retain_graph=True)
+        (gradient,) = torch.autograd.grad(mixture[position], x, retain_graph=True)
         if not gradient.isfinite().all():
             raise ValueError(f"the derivative of output {position} is not finite, so nothing can be said of the model")
         late = max(late, float(gradient[:, position + 1 :].abs().amax()) if position + 1 < length else 0.0)

@@ -159,15 +159,16 @@ class LabelMoE(nn.Module):
 def _group_dtype(tokens: Tensor, widths: Iterable[int]) -> torch.dtype | None:
     """Return the dtype in which `F.grouped_mm` multiplies groups of tokens; None where it does not.
 
-    torch 2.11 has it and 2.6 has not. It wants rows of whole 16 bytes and float32 or bfloat16; float16 only where
-    nothing is compiled. Autocast, which it does not know, is followed here.
+    torch 2.11 has it and 2.6 has not. It wants rows of whole 16 bytes and bfloat16, or float32 where nothing is
+    compiled. Autocast, which it does not know, is followed here.
     """
     kind = tokens.device.type
     if not hasattr(F, "grouped_mm") or kind not in ("cpu", "cuda"):
         return None
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tokens.dtype
     fits = all(width * dtype.itemsize % 16 == 0 for width in widths)
-    return dtype if fits and dtype in (torch.float32, torch.bfloat16) else None
+    taken = (torch.bfloat16,) if torch.compiler.is_compiling() else (torch.float32, torch.bfloat16)
+    return dtype if fits and dtype in taken else None
 
 
 def routing_table(routing: Routing, groups: Tensor, count: int | None = None) -> Tensor:
