@@ -204,6 +204,9 @@ def test_a_tracker_that_is_none_does_no_harm(detector, tmp_path, monkeypatch):
     assert refusal(detector.track, image, tracker="x.yaml").startswith(
         "tracker=x.yaml: no such file; give one, or bytetrack"
     )
+    assert refusal(detector.track, image, tracker=5).startswith("tracker=5: no such file; give one, or bytetrack")
+    for tracker in (None, "ocsort.yaml", None):
+        assert detector.track(image, tracker=tracker, verbose=False)[0].boxes is not None
     file = Path("own.yaml")
     stock = yaml.safe_load((ULTRALYTICS / "cfg/trackers/bytetrack.yaml").read_text())
     file.write_text(yaml.safe_dump({**stock, "tracker_type": "bytetrak"}))
@@ -257,8 +260,39 @@ def test_a_folder_of_a_models_name_does_not_hide_it(tmp_path, monkeypatch):
     assert refusal(YOLOLAT, "runs").startswith("model=runs: is a folder; give a file, such as weights/best.pt")
 
 
-def test_tuning_is_not_offered(detector, run):
+def test_tuning_and_a_benchmark_in_the_process_are_not_offered(detector, run):
     assert refusal(detector.tune, data=run.data, iterations=1).startswith("tune: not offered")
+    assert refusal(detector.benchmark, data=run.data, format="onnx").startswith("benchmark: not offered; run yolo-lat")
+
+
+def test_a_fused_model_is_neither_trained_nor_saved(detector, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    detector.fuse()
+    remedy = "; load the weights again and take those"
+    told = refusal(detector.train, data=run.data, epochs=1)
+    assert told == f"train: a fused model has lost what training changes{remedy}"
+    for name in ("a.pt", "a.safetensors"):
+        assert refusal(detector.save, name) == f"{name}: a fused model cannot be saved{remedy}"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a.onnx", "a", "a.pth"])
+def test_weights_are_saved_under_endings_that_can_be_loaded(detector, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    told = refusal(detector.save, name)
+    assert told == f"{name}: weights are written as .safetensors or .pt; name it so, or export it"
+    assert refusal(detector.save, "no/a.pt") == "no/a.pt: its folder does not exist; make it, or choose another"
+    detector.save("A.SAFETENSORS")
+    assert load_file("A.SAFETENSORS").keys() == detector.model.state_dict().keys()
+    detector.save("A.PT")
+    assert YOLOLAT("A.PT").names == detector.names
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_an_idle_gpu_that_is_not_there_is_no_cpu(detector, run):
+    wanted = "device=-1: torch sees no idle CUDA device; use device=cpu"
+    assert refusal(detector.predict, np.zeros((64, 64, 3), np.uint8), device=-1) == wanted
+    assert refusal(detector.val, data=run.data, device="-1") == wanted
 
 
 ELSEWHERE = {

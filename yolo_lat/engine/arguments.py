@@ -161,7 +161,7 @@ def check_tracker(tracker: str | Path) -> dict[str, Any]:
     Raises:
         UserError: no such file, a tracker that Ultralytics does not have, or a key that is missing.
     """
-    file, names = Path(tracker), [path.name for path in _TRACKERS.values()]
+    file, names = Path(str(tracker)), [path.name for path in _TRACKERS.values()]
     if not file.is_file():
         if str(tracker) in names:
             return {}
@@ -237,6 +237,8 @@ def check_device(device: Any) -> None:
     """Raise UserError when a device is asked for that this machine does not have."""
     wanted = parse_device(device) if device not in (None, "") else ""
     family, numbers = wanted.partition(":")[0], wanted.split(",")
+    if not wanted and device not in (None, ""):
+        raise UserError(f"device={device}: torch sees no idle CUDA device; use device=cpu")
     if wanted in ("", "cpu") or family in ("npu", "xpu", "dla"):
         return
     if wanted == "mps":

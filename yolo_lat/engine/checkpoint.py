@@ -26,6 +26,12 @@ unpickle.install()
 _FORMAT = "yolo-lat 1"
 
 
+def check_not_fused(model: DetectionModel, problem: str) -> None:
+    """Raise UserError for a model that was fused for inference, whose YAML no longer describes it."""
+    if model.is_fused():
+        raise UserError(f"{problem}; load the weights again and take those")
+
+
 def save_safetensors(model: DetectionModel, path: str | Path) -> Path:
     """Write a detection model's weights with all that is needed to rebuild it; no pickle.
 
@@ -36,8 +42,7 @@ def save_safetensors(model: DetectionModel, path: str | Path) -> Path:
             there.
     """
     path = Path(path)
-    if model.is_fused():
-        raise UserError(f"{path}: a fused model cannot be saved; load the weights again and save those")
+    check_not_fused(model, f"{path}: a fused model cannot be saved")
     content = {**model.yaml, "yaml_file": Path(str(model.yaml.get("yaml_file", ""))).name}
     args = model.args if isinstance(model.args, dict) else vars(model.args)
     metadata = {

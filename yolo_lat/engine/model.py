@@ -33,7 +33,14 @@ from yolo_lat.engine.arguments import (
     warn_of_threshold,
 )
 from yolo_lat.engine.box_voting import check_box_vote
-from yolo_lat.engine.checkpoint import check_layout, load_pt, load_safetensors, onnx_metadata, save_safetensors
+from yolo_lat.engine.checkpoint import (
+    check_layout,
+    check_not_fused,
+    load_pt,
+    load_safetensors,
+    onnx_metadata,
+    save_safetensors,
+)
 from yolo_lat.engine.export import Export, export_onnx
 from yolo_lat.engine.mode_keys import check_abilities
 from yolo_lat.engine.predictor import LatPredictor
@@ -172,12 +179,22 @@ class YOLOLAT(Model):
         return self
 
     def save(self, filename: str | Path = "model.safetensors") -> None:
-        """Write the weights as safetensors, or as an Ultralytics checkpoint when the name ends in .pt."""
-        if Path(filename).suffix == ".safetensors":
-            self._check_is_pytorch_model()
+        """Write the weights as safetensors, or as an Ultralytics checkpoint when the name ends in .pt.
+
+        Raises:
+            UserError: another ending, a fused model, or no file can be written there.
+        """
+        self._check_is_pytorch_model()
+        check_not_fused(self.model, f"{filename}: a fused model cannot be saved")
+        ending = Path(filename).suffix.lower()
+        if ending == ".safetensors":
             save_safetensors(self.model, filename)
-        else:
+        elif ending == ".pt":
+            if not Path(filename).parent.is_dir():
+                raise UserError(f"{filename}: its folder does not exist; make it, or choose another")
             super().save(filename)
+        else:
+            raise UserError(f"{filename}: weights are written as .safetensors or .pt; name it so, or export it")
 
     def train(self, trainer: Any = None, **kwargs: Any) -> LatMetrics:
         """Train on `data`; takes Ultralytics' training arguments.
@@ -195,6 +212,7 @@ class YOLOLAT(Model):
             UserError: arguments or data that cannot be used.
         """
         self._check_is_pytorch_model()
+        check_not_fused(self.model, "train: a fused model has lost what training changes")
         try:
             return self._train(trainer, kwargs)
         except UserError:
@@ -238,6 +256,14 @@ class YOLOLAT(Model):
             UserError: always.
         """
         raise UserError("tune: not offered; train with several recipes, and let yolo-lat compare tell them apart")
+
+    def benchmark(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: Ultralytics would hide what fails in a table, and needs formats that no library here reads.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError("benchmark: not offered; run yolo-lat benchmark models=..., which exports and compares several")
 
     def val(self, validator: Any = None, **kwargs: Any) -> LatMetrics | Submission:
         """Evaluate on a split of `data`, the training data unless given, with pycocotools.
@@ -286,7 +312,9 @@ class YOLOLAT(Model):
         """
         if source is None:
             raise UserError("source is missing; give source= an image, a folder, a video or a camera number")
-        if kwargs.get("tracker"):
+        if kwargs.get("tracker", "") is None:
+            del kwargs["tracker"]  # Ultralytics' default, which None would replace in later calls too
+        if "tracker" in kwargs:
             self._admit(check_tracker(kwargs["tracker"]).get("model"))  # which tells objects by their looks
         check_classes(kwargs.get("classes"), self._classes)
         if not isinstance(self.model, str):
