@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from yolo_lat.cli_kinds import COUNT, ENGINE_KINDS, NUMBER, PATH, RESUME, SEED, SIZE, SOURCE, WHOLE, Kind, one_of
-from yolo_lat.engine.mode_keys import OTHER_TASKS
+from yolo_lat.engine.mode_keys import OTHER_TASKS, does_nothing
 from yolo_lat.engine.train_options import DEPRECATED_KEYS, OWN_OPTIONS
 from yolo_lat.errors import UserError, nearest
 
@@ -113,7 +113,8 @@ class Mode:
         if self.general:
             yield "General keys", [accepted[name] for name in self.general]
         for title in self.sections:
-            yield title, [key for key in engine_sections()[title] if key.name not in apart]
+            section = engine_sections()[title]
+            yield title, [key for key in section if key.name not in apart and not does_nothing(self.name, key.name)]
 
 
 _MODEL_IS = (

@@ -34,13 +34,18 @@ _TABLE = {
     "track": "tracker",
     "export": "format dynamic simplify opset workspace optimize preprocess best_class target",
 }
-_USED_BY = {name: modes.split() for modes, names in _TABLE.items() for name in names.split()}  # train has the others
+_USED_BY = {name: modes.split() for modes, names in _TABLE.items() for name in names.split()}
 # What does nothing unless another argument is true, in which modes, and whether that is so where it is not given.
 _NEEDS = (
     ("save_conf", ("train", "val", "predict", "track"), "save_txt", False),
     ("save_frames", ("predict", "track"), "save", False),
     ("visualize", ("train", "val"), "plots", True),
 )
+
+
+def does_nothing(mode: str, name: str) -> bool:
+    """Return whether one of Ultralytics' modes passes over an argument; what the table lacks is training's."""
+    return mode in _USED_BY["mode"] and mode not in _USED_BY.get(name, ["train"])
 
 
 def check_use(mode: str, kwargs: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -58,9 +63,9 @@ def check_use(mode: str, kwargs: Mapping[str, Any], defaults: Mapping[str, Any])
             raise UserError(f"{name}={value}: no longer an argument of Ultralytics; leave it out")
         if name in OTHER_TASKS:
             raise UserError(f"{name}={value}: is for other tasks than detection; leave it out")
-        users = _USED_BY.get(name, ["train"])
-        if mode not in users:
-            raise UserError(f"{name}={value}: is for {_joined(users)}, and does nothing in {mode}; leave it out")
+        if does_nothing(mode, name):
+            users = _joined(_USED_BY.get(name, ["train"]))
+            raise UserError(f"{name}={value}: is for {users}, and does nothing in {mode}; leave it out")
     for name, modes, other, unless_given in _NEEDS:
         if mode in modes and kwargs.get(name) and not kwargs.get(other, unless_given):
             raise UserError(f"{name}={kwargs[name]}: does nothing without {other}; add {other}=True, or leave it out")
