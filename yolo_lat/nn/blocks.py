@@ -230,7 +230,8 @@ class HyperLink(nn.Module):
 
     `join` names what it is compared with: "linear", a 1x1 convolution for every input but the stream, so that channels
     of one depth reach all of another; "sum", neither gates nor that, a plain residual (a convolution that adapts the
-    width keeps its batch norm, as in ResNet); and "concat", upsampled inputs side by side and one 1x1 convolution.
+    width keeps its batch norm, as in ResNet); and "concat", upsampled inputs side by side and one 1x1 convolution, of
+    which each input's part is computed at that input's own resolution, as it commutes with the upsampling.
 
     Args:
         channels: width of each input.
@@ -253,6 +254,7 @@ class HyperLink(nn.Module):
         if len(factors) != len(channels) or any(f != int(f) or f < 1 for f in factors):
             raise ValueError(f"upsample={upsample} must give one whole factor for each of the {len(channels)} inputs")
         self.upsample = factors
+        self.widths = list(channels)
         self.mix = Conv(sum(channels), c2, 1, act=False) if join == "concat" else None
         self.stream = next((i for i, c in enumerate(channels) if c == c2 and factors[i] == 1), -1)
         self.links = nn.ModuleList(
@@ -268,11 +270,16 @@ class HyperLink(nn.Module):
 
     def forward(self, x: list[Tensor]) -> Tensor:
         """Sum the inputs onto the stream."""
-        if self.mix is not None:
-            return self.mix(torch.cat([_upsampled(y, f) for y, f in zip(x, self.upsample, strict=True)], dim=1))
-        written = [link(feature) for link, feature in zip(self.links, x, strict=True)]
+        if self.mix is None:
+            return self._sum([link(feature) for link, feature in zip(self.links, x, strict=True)])
+        weights, bias = self.mix.conv.weight.split(self.widths, dim=1), self.mix.conv.bias
+        first, *others = zip(x, weights, strict=True)
+        total = self._sum([F.conv2d(*first, bias), *(F.conv2d(*pair) for pair in others)])
+        return self.mix.bn(total) if hasattr(self.mix, "bn") else total  # in bias, once fused
+
+    def _sum(self, x: list[Tensor]) -> Tensor:
         total: Tensor | None = None
-        for y, factor in sorted(zip(written, self.upsample, strict=True), key=lambda pair: pair[1]):  # finest first
+        for y, factor in sorted(zip(x, self.upsample, strict=True), key=lambda pair: pair[1]):  # finest first
             if total is None:
                 total = _upsampled(y, factor)
             else:
