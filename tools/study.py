@@ -71,6 +71,7 @@ from study_record import (
 from yolo_lat.engine.recipe import find_recipe, read_recipe
 from yolo_lat.errors import UserError
 
+FINGERPRINT = "fingerprint"  # file in the folder of a run
 KEPT = {"args.yaml", "results.csv", "metrics.json", "weights"}
 
 
@@ -107,6 +108,23 @@ class Run:
     def is_done(self, state: Path) -> bool:
         """Whether the run has its final numbers."""
         return (self.folder(state) / "done.json").is_file()
+
+    def check_state(self, state: Path) -> None:
+        """Refuse a folder of another run that had this one's name, before its study was changed.
+
+        Raises:
+            UserError: the folder notes another fingerprint.
+        """
+        folder = self.folder(state)
+        told = None
+        if (note := folder / FINGERPRINT).is_file():
+            told = note.read_text(encoding="utf-8").strip()
+        elif (done := folder / "done.json").is_file():
+            told = json.loads(done.read_text(encoding="utf-8"))["fingerprint"]
+        if told not in (None, self.fingerprint):
+            raise UserError(
+                f"{folder} holds a run with other keys, recipe or model than the study has by that name; move it away"
+            )
 
 
 @dataclass(frozen=True)
@@ -171,6 +189,9 @@ def act(given: argparse.Namespace) -> None:
         print(markdown_curves(rows, given.epochs) if given.epochs else markdown_table(rows))
         return
     runs = read_study(given.study)
+    if given.mode in ("run", "collect"):
+        for run in runs:
+            run.check_state(given.state)
     if given.mode == "run":
         carry_out(runs, given)
     elif given.mode == "models":
@@ -254,6 +275,7 @@ def start(run: Run, given: argparse.Namespace, device: str) -> subprocess.Popen[
     """Start a run, or go on with it if it was interrupted."""
     folder = run.folder(given.state).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / FINGERPRINT).write_text(run.fingerprint + "\n", encoding="utf-8")
     last = folder / "train/weights/last.pt"
     if last.with_name("resume.pt").is_file():
         mend_paths(last, folder, given.data, device)

@@ -101,7 +101,7 @@ class TestChanges:
         changed = [(old, new) for old, new in zip(origin["head"], content["head"], strict=True) if old != new]
         assert [new[2] for _, new in changed] == ["HyperLink", "CrossScaleELA", "HyperLink"]
         for (source, repeats, module, args), new in changed:
-            args = [args[0], 8, *args[2:]] if module == "CrossScaleELA" else [*args, {"join": "sum"}]
+            args = [args[0], 8, *args[2:]] if module == "CrossScaleELA" else [*args[:2], {"join": "sum"}]
             assert new == [source, repeats, module, args]
         assert changed[0][1][3][2] is not changed[2][1][3][2]
 
@@ -450,6 +450,28 @@ def test_errors_are_one_sentence_and_status_2(tmp_path, monkeypatch, capsys) -> 
     assert capsys.readouterr().err == f"study: {file}: lacks runs; add it\n"
 
 
+@pytest.mark.parametrize("mode", [["run"], ["collect"]])
+@pytest.mark.parametrize("kept", ["fingerprint", "done.json"])
+def test_a_run_that_had_the_name_before_the_study_changed_is_not_taken(
+    mode, kept, tmp_path, monkeypatch, capsys
+) -> None:
+    def write(epochs: int) -> study.Run:
+        file = write_study(tmp_path / "s.yaml", seeds=[0], runs={"x": {"model": "yolo-lat-p", "epochs": epochs}})
+        return study.read_study(file)[0]
+
+    run, state, last = write(3), tmp_path / "state", tmp_path / ("data" if mode == ["run"] else "study-s.json")
+    run.folder(state).mkdir(parents=True)
+    note = run.fingerprint if kept == "fingerprint" else json.dumps({"fingerprint": run.fingerprint})
+    (run.folder(state) / kept).write_text(note)
+    run.check_state(state)
+    write(4)
+    monkeypatch.setattr(sys, "argv", ["study.py", *mode, str(tmp_path / "s.yaml"), str(state), str(last)])
+    with pytest.raises(SystemExit, match="2"):
+        study.main()
+    assert "state/s-x-a-0 holds a run with other keys, recipe or model" in capsys.readouterr().err
+    assert not last.exists()
+
+
 def test_models_of_a_study_are_what_a_benchmark_takes(tmp_path, capsys) -> None:
     from yolo_lat.deploy.benchmark.plan import make_plan
 
@@ -465,7 +487,7 @@ def test_sizes_are_those_of_the_deployed_models(tmp_path, capsys) -> None:
     study.print_sizes(
         study.read_study(write_study(tmp_path / "s.yaml", models={"p": "yolo-lat-p"}, runs=runs)), 320, 80
     )
-    assert capsys.readouterr().out.splitlines()[2:] == ["| p-base | 276,104 | 0.338 |", "| p-none | 263,624 | 0.318 |"]
+    assert capsys.readouterr().out.splitlines()[2:] == ["| p-base | 292,488 | 0.359 |", "| p-none | 280,008 | 0.338 |"]
 
 
 @pytest.mark.slow

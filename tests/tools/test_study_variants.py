@@ -25,16 +25,17 @@ from yolo_lat.nn import LatModel, load_model_yaml  # noqa: E402
 from yolo_lat.nn.complexity import count_parameters  # noqa: E402
 from yolo_lat.nn.cross_scale import CrossScaleELA  # noqa: E402
 
-P, N, FIRST_P = 269_652, 1_924_000, 261_236  # parameters as trained, 80 classes
+P, N, FIRST_P = 286_164, 1_924_000, 261_236  # parameters as trained, 80 classes
 PARAMETERS_OF_P = {
     "kernels": {"HadamardExp": P, "SumSquaredDistance": P, "DiffSquaredDistance": P, "ModulatedDot": P},
     "links": {
-        **{"hyper-link": P, "linear": P + 8_320, "sum": P - 128, "concat": P + 16_512},
+        **{"base": P, "linear": P - 8_192, "sum": P - 16_640, "gated": P - 16_512},
         **{"residual": P + 4_224, "transformer": P + 4_160},
     },
     "attention": {
         **dict.fromkeys(("cross-scale", "per-level", "softmax", "area", "ela-p5", "softmax-p5"), P),
         **{"none": P - 8_448, "mean": P - 4_224},
+        **{"gated": P - 16_512, "gated-none": P - 24_960, "gated-mean": P - 20_736},
     },
     "block": {
         **{"base": P, "local-0": P - 3_456, "local-3": P - 2_048, "local-7": P + 3_072, "heads-2": P - 2_112},
@@ -51,7 +52,7 @@ PARAMETERS_OF_P = {
 PARAMETERS_OF_N = {
     "kernels": {"HadamardExp": N, "SumSquaredDistance": N, "DiffSquaredDistance": N, "ModulatedDot": N},
     "links": {
-        **{"hyper-link": N, "linear": N + 33_024, "sum": N - 256, "concat": N + 49_152},
+        **{"base": N, "linear": N + 33_024, "sum": N - 256, "concat": N + 49_152},
         **{"residual": N + 16_640, "transformer": N + 16_512},
     },
     "attention": {
