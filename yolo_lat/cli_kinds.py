@@ -36,6 +36,7 @@ def one_of(*values: str) -> Kind:
 PATH = Kind("a name or a path", lambda value: isinstance(value, str))
 NUMBER = Kind("a number", lambda value: _is_whole(value) or isinstance(value, float))
 WHOLE = Kind("a whole number", _is_whole)
+NATURAL = Kind("a whole number from 0", lambda value: _is_whole(value) and value >= 0)
 COUNT = Kind("a whole number from 1", lambda value: _is_whole(value) and value >= 1)
 SEED = Kind("a whole number from 0 to 4294967295", lambda value: _is_whole(value) and 0 <= value < 2**32)
 SIZE = Kind("a number of pixels", lambda value: value is not None)  # what takes it compares the rest with its stride

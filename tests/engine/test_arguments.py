@@ -198,6 +198,94 @@ def test_arrays_are_bytes(detector, kind):
         assert refusal(detector.predict, source).startswith(f"source: an image of {np.dtype(kind)}; give bytes")
 
 
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        (np.zeros((2, 64, 64, 3), np.uint8), "source: an array of shape (2, 64, 64, 3); give (height, width, 3)"),
+        (np.zeros((3, 64, 64), np.uint8), "source: an array of shape (3, 64, 64); give (height, width, 3)"),
+        ([np.zeros((64, 64, 6), np.uint8)], "source: an array of shape (64, 64, 6); give (height, width, 3)"),
+        (np.zeros(64, np.uint8), "source: an array of shape (64,); give (height, width, 3)"),
+        (
+            np.zeros((0, 64, 3), np.uint8),
+            "source: Expected a single (H, W, C) image, but got array of shape (0, 64, 3)",
+        ),
+        (
+            torch.zeros(1, 1, 64, 64),
+            "source: a tensor of shape (1, 1, 64, 64); give (images, 3, height, width), values",
+        ),
+        (torch.zeros(64, 64), "source: a tensor of shape (64, 64); give (images, 3, height, width), values"),
+        (torch.full((1, 3, 64, 64), torch.nan), "source: a tensor with values that are not finite"),
+        (torch.zeros(1, 3, 65, 64), "source: torch.Tensor inputs should be BCHW"),
+        (b"bytes", "source: Unsupported image type (bytes); give an image, a file, an array or a list of these"),
+        ((image for image in ()), "source: Unsupported image type (generator); give an image"),
+        (
+            [[np.zeros((64, 64, 3), np.uint8)]],
+            "source: type list is not a supported Ultralytics prediction source type",
+        ),
+        ([torch.zeros(3, 64, 64)], "source: type Tensor is not a supported Ultralytics prediction source type"),
+    ],
+)
+def test_sources_that_are_no_images(detector, source, wanted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert refusal(detector.predict, source, verbose=False).startswith(wanted)
+    assert not Path("runs").exists()
+
+
+@pytest.mark.parametrize("shape", [(64, 96), (64, 96, 1), (64, 96, 2), (64, 96, 4)])
+def test_grey_images_and_those_with_transparency_are_taken(detector, shape):
+    assert detector.predict(np.zeros(shape, np.uint8), verbose=False)[0].orig_shape == (64, 96)
+
+
+def test_numbers_of_numpy_and_ranges_are_taken(detector, run):
+    image = np.full((64, 64, 3), 114, np.uint8)
+    found = detector.predict(image, imgsz=np.int64(64), classes=range(2), conf=np.float32(0.001), verbose=False)[0]
+    plain = detector.predict(image, imgsz=64, classes=[0, 1], conf=float(np.float32(0.001)), verbose=False)[0]
+    assert torch.equal(found.boxes.data, plain.boxes.data)
+    assert "imgsz=100 is not a multiple" in refusal(detector.val, data=run.data, imgsz=np.int64(100))
+
+
+@pytest.mark.parametrize("batch", [0, -1, 0.5, True, "4"])
+def test_only_training_finds_a_batch_by_itself(detector, run, batch):
+    for mode, arguments in (("predict", {"source": "x.jpg"}), ("val", {"data": run.data}), ("export", {})):
+        message = refusal(getattr(detector, mode), batch=batch, **arguments)
+        assert message.startswith(
+            (f"batch={batch}: must be a whole number from 1 in {mode}", "'batch=4' is of invalid")
+        )
+
+
+def test_numbers_that_may_not_be_negative(detector, run):
+    assert refusal(detector.val, data=run.data, workers=-1) == "workers=-1: must be a whole number from 0 in val"
+    for name in ("box", "cls", "dfl"):
+        assert refusal(detector.train, data=run.data, **{name: -0.5}) == f"{name}=-0.5: must be a weight from 0"
+
+
+def test_an_object_is_one_model_for_one_task(detector, run):
+    for mode, arguments in (
+        ("predict", {"source": "x.jpg"}),
+        ("val", {"data": run.data}),
+        ("train", {"data": run.data}),
+    ):
+        for name, value in (("model", "yolo-lat-n"), ("task", "segment")):
+            message = refusal(getattr(detector, mode), **arguments, **{name: value})
+            assert message.startswith(f"{name}={value}: this object has one, ")
+    assert YOLOLAT("yolo-lat-p", task="detect").task == "detect"
+    assert refusal(YOLOLAT, "yolo-lat-p", task="segment") == "task=segment: there is detection alone; leave it out"
+
+
+def test_a_model_moves_to_devices_that_are_there(detector):
+    assert detector.to("cpu") is detector
+    assert detector.to(torch.float32) is detector
+    for device in ("cuda:77", torch.device("cuda", 77), 77):
+        assert "not among the" in refusal(detector.to, device)
+    assert "not among the" in refusal(detector.to, device="cuda:77")
+
+
+def test_an_exported_model_is_not_compiled(onnx_file):
+    model, image = YOLOLAT(onnx_file), np.zeros((96, 96, 3), np.uint8)
+    assert refusal(model.predict, image, compile=True).startswith("compile=True: torch compiles its own models, and ")
+    assert len(model.predict(image, verbose=False)) == 1
+
+
 def test_a_tracker_that_is_none_does_no_harm(detector, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     image = np.zeros((64, 64, 3), np.uint8)

@@ -88,7 +88,7 @@ def future_leak(model: nn.Module, x: Tensor) -> float:
         x: where to look, (B, L, D) with L from 2.
 
     Returns:
-        From 0 on; infinity for a model that sees what comes after alone.
+        From 0 on; infinity for a model that sees nothing but what comes after.
 
     Raises:
         ValueError: a derivative is not finite.

@@ -17,6 +17,7 @@ from ultralytics.trackers.track import TRACKER_MAP
 from ultralytics.utils import DEFAULT_CFG_DICT, LOGGER, ROOT, YAML
 from ultralytics.utils.torch_utils import parse_device
 
+from yolo_lat.cli_kinds import COUNT, NATURAL
 from yolo_lat.data.files import read_yaml
 from yolo_lat.engine.export_keys import check_keys
 from yolo_lat.engine.mode_keys import check_use
@@ -27,6 +28,7 @@ from yolo_lat.nn.cross_scale import CrossScaleELA
 OWN_EXPORT_KEYS = ("preprocess", "best_class", "target")
 TARGETS = ("gpu", "cpu")
 _OF_BOXES = ("augment", "visualize", "box_vote", "show", "save", "save_txt", "save_crop")
+_OUTSIDE_TRAINING = {"batch": COUNT, "workers": NATURAL}  # where train takes more, or checks for itself
 MAX_OPSET = 23  # that torch's tracing exporter writes
 _ARGUMENTS = {*DEFAULT_CFG_DICT, *DEPRECATED_KEYS, *OWN_OPTIONS, *OWN_EXPORT_KEYS, "augmentations", "download"}
 _DEFAULTS = DEFAULT_CFG_DICT | {name: option.default for name, option in OWN_OPTIONS.items()}
@@ -38,6 +40,13 @@ def as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
+def plain(value: Any) -> Any:
+    """Return a number of NumPy as Python's own, and a range as a list; Ultralytics refuses both."""
+    if isinstance(value, list | tuple | range):
+        return [plain(item) for item in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def check_arguments(mode: str, kwargs: dict[str, Any]) -> None:
     """Raise UserError for a name that no mode has an argument of, a value that is refused, or one that does nothing."""
     for key in kwargs:
@@ -47,6 +56,9 @@ def check_arguments(mode: str, kwargs: dict[str, Any]) -> None:
         check_cfg({key: kwargs[key] for key in kwargs.keys() & DEFAULT_CFG_DICT.keys() - {"augmentations"}})
     except (TypeError, ValueError) as error:
         raise UserError(" ".join(str(error).split())) from error
+    for key, kind in {} if mode == "train" else _OUTSIDE_TRAINING.items():
+        if kwargs.get(key) is not None and not kind.holds(kwargs[key]):
+            raise UserError(f"{key}={kwargs[key]}: must be {kind.text} in {mode}")
     check_use(mode, kwargs, _DEFAULTS)
 
 
@@ -150,7 +162,7 @@ def check_image_size(imgsz: int | list[int] | tuple[int, ...] | None, stride: in
 
 def check_classes(classes: Any, names: Collection[Any]) -> None:
     """Raise UserError unless `classes`, one or several or None, are numbers of those that have names."""
-    for number in () if classes is None else as_list(classes):
+    for number in () if classes is None else as_list(plain(classes)):
         if isinstance(number, bool) or number not in range(len(names)):
             raise UserError(f"classes={number}: must be the number of a class, from 0 to {len(names) - 1}")
 
@@ -183,11 +195,25 @@ def _tracker_keys(kind: str) -> set[str]:
     return set(YAML.load(_TRACKERS[kind]))
 
 
-def check_arrays(source: Any) -> None:
-    """Raise UserError for arrays of numbers that would be taken for bytes; torch tensors may hold 0 to 1."""
+def check_arrays(source: Any, channels: int = 3) -> None:
+    """Raise UserError for an array or tensor that is no image, or whose numbers would be taken for others.
+
+    Args:
+        source: anything; of arrays, tensors and lists of them each is looked at.
+        channels: of the images that the model takes.
+    """
     for image in as_list(source):
-        if isinstance(image, np.ndarray) and image.dtype not in (np.uint8, np.uint16):
-            raise UserError(f"source: an image of {image.dtype}; give bytes (uint8), as cv2.imread does")
+        if isinstance(image, np.ndarray):
+            if image.dtype not in (np.uint8, np.uint16):
+                raise UserError(f"source: an image of {image.dtype}; give bytes (uint8), as cv2.imread does")
+            if image.ndim not in (2, 3) or image.shape[2:] not in ((), (1,), (2,), (3,), (4,), (channels,)):
+                raise UserError(f"source: an array of shape {image.shape}; give (height, width, {channels})")
+        elif isinstance(image, torch.Tensor):
+            if image.ndim not in (3, 4) or image.shape[-3] != channels:
+                shape = f"(images, {channels}, height, width)"
+                raise UserError(f"source: a tensor of shape {tuple(image.shape)}; give {shape}, values from 0 to 1")
+            if not image.isfinite().all():
+                raise UserError("source: a tensor with values that are not finite; give values from 0 to 1")
 
 
 def check_embed(kwargs: dict[str, Any], layers: Sequence[Any]) -> list[int]:

@@ -86,6 +86,8 @@ def check_abilities(kwargs: Mapping[str, Any], model: str, exported: bool, nms_f
     asked = [f"{name}={value}" for name, value in (("nms", False), ("end2end", True)) if kwargs.get(name) is value]
     if asked and not nms_free:
         raise UserError(f"{asked[0]}: {model} has no head that works without NMS; leave it out")
+    if kwargs.get("compile") and exported:
+        raise UserError(f"compile={kwargs['compile']}: torch compiles its own models, and {model} is exported; drop it")
     if kwargs.get("dnn") and not exported:
         raise UserError("dnn=True: OpenCV runs .onnx files alone; give one, or leave it out")
     if kwargs.get("augment") and (asked or not rescales):

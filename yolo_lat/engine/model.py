@@ -29,6 +29,7 @@ from yolo_lat.engine.arguments import (
     check_tracker,
     check_visualize,
     note_suppression,
+    plain,
     removed_on_failure,
     warn_of_threshold,
 )
@@ -69,6 +70,7 @@ class YOLOLAT(Model):
             .safetensors, .onnx).
         scale: which of a YAML's scales to build, where its name does not say.
         verbose: log the table of layers.
+        task: "detect", the only one that there is.
         trust: open every .pt that is named here or in a call (`pretrained`, `resume`, ...) whatever it holds. Opening a
             pickle may run code; without this, one that names more than the parts of a detector is refused.
 
@@ -94,7 +96,10 @@ class YOLOLAT(Model):
         scale: str | None = None,
         verbose: bool = False,
         trust: bool = False,
+        task: str | None = None,
     ) -> None:
+        if task not in (None, "detect"):
+            raise UserError(f"task={task}: there is detection alone; leave it out")
         if not isinstance(trust, bool):
             raise UserError(f"trust={trust}: must be True or False")
         self.scale, self.trust = scale, trust
@@ -177,6 +182,18 @@ class YOLOLAT(Model):
         self._admit(weights)
         super().load(weights)
         return self
+
+    def to(self, *args: Any, **kwargs: Any) -> YOLOLAT:
+        """Move to a device, or change the type of the weights, as torch does; `device` as every mode takes it, too.
+
+        Raises:
+            UserError: this machine has no such device.
+        """
+        given = kwargs.get("device", args[0] if args else None)
+        if isinstance(given, str | int | torch.device):
+            check_device(str(given))
+        moved: YOLOLAT = super().to(*args, **kwargs)
+        return moved
 
     def save(self, filename: str | Path = "model.safetensors") -> None:
         """Write the weights as safetensors, or as an Ultralytics checkpoint when the name ends in .pt.
@@ -319,7 +336,7 @@ class YOLOLAT(Model):
         check_classes(kwargs.get("classes"), self._classes)
         if not isinstance(self.model, str):
             check_precision(kwargs)
-        check_arrays(source)
+        check_arrays(source, self._channels)
         self._take_box_vote(kwargs, predictor)
         if self.predictor is not None and getattr(self.predictor, "box_vote", None) != self._box_vote:
             self.predictor = None  # Ultralytics would keep it for the next call
@@ -379,6 +396,10 @@ class YOLOLAT(Model):
         return super().info(detailed, verbose, imgsz)
 
     @property
+    def _channels(self) -> int:
+        return 3 if isinstance(self.model, str) else int(self.model.yaml.get("channels", 3))
+
+    @property
     def _classes(self) -> dict[int, str]:
         names: dict[int, str] = self.names_inside if isinstance(self.model, str) else self.model.names
         return names
@@ -422,6 +443,10 @@ class YOLOLAT(Model):
 
     def _checked(self, mode: str, kwargs: dict[str, Any], rectangles: bool = True) -> dict[str, Any]:
         """Refuse what Ultralytics would change or ignore with a warning, and put results under ./runs."""
+        kwargs = {key: plain(value) for key, value in kwargs.items()}
+        for key in ("model", "task"):
+            if kwargs.get(key) not in (None, self.overrides.get(key)):
+                raise UserError(f"{key}={kwargs[key]}: this object has one, {self.overrides.get(key)}; make another")
         check_arguments(mode, kwargs)
         exported = isinstance(self.model, str)
         head = None if exported else self.model.model[-1]

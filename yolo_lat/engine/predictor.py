@@ -59,6 +59,12 @@ class LatPredictor(DetectionPredictor):
             raise UserError(f"{source}: not a text file; list one image or video a line") from error
         except ModuleNotFoundError as error:  # what copies a screen
             raise UserError(f"source={source}: needs the package {error.name}; install it first") from error
+        except (TypeError, ValueError) as error:  # what is no image, nor a list of them
+            problem = " ".join(str(error).split()).partition(" For supported types")[0].rstrip(".")
+            given = type(source).__name__
+            raise UserError(
+                f"source: {problem} ({given}); give an image, a file, an array or a list of these"
+            ) from error
         except (OSError, Image.DecompressionBombError) as error:  # such as missing files, cameras that do not open
             problem = " ".join(str(error).split()).partition(" Supported formats")[0].rstrip(".")
             raise UserError(f"source={source}: {problem}; give a readable image, video, folder or camera") from error

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from yolo_lat.cli_kinds import COUNT, NUMBER, WHOLE, Kind
+from yolo_lat.cli_kinds import COUNT, NATURAL, NUMBER, Kind
 from yolo_lat.errors import UserError, nearest
 
 # Old names that `ultralytics.cfg._handle_deprecation` still maps or drops with a warning.
@@ -27,7 +27,7 @@ _KINDS = {
         f"True, False, ram, disk, {' or '.join(DEVICE_CACHES)}",
         lambda value: value in (None, True, False, "ram", "disk", *DEVICE_CACHES),
     ),
-    "close_mosaic": Kind("a whole number of epochs from 0", lambda value: WHOLE.holds(value) and value >= 0),
+    "close_mosaic": Kind("a whole number of epochs from 0", NATURAL.holds),
     "compile": Kind(
         f"True, False or one of {', '.join(_COMPILE_MODES)}", lambda value: value in (True, False, *_COMPILE_MODES)
     ),
@@ -36,7 +36,8 @@ _KINDS = {
     ),
     "time": Kind("a number of hours above 0", lambda value: value is None or (NUMBER.holds(value) and value > 0)),
     "warmup_epochs": Kind("a number of epochs from 0", lambda value: NUMBER.holds(value) and value >= 0),
-    "workers": Kind("a whole number from 0", lambda value: WHOLE.holds(value) and value >= 0),
+    "workers": NATURAL,
+    **dict.fromkeys(("box", "cls", "dfl"), Kind("a weight from 0", lambda value: NUMBER.holds(value) and value >= 0)),
 }
 LOGGERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wb"}  # Ultralytics' modules of callbacks
 

@@ -146,7 +146,7 @@ def interleave(
 
 
 def ratio(reference_ms: np.ndarray, model_ms: np.ndarray) -> Ratio:
-    """Return how many times faster than the reference a model is, formed within each round.
+    """Return how many times as fast as the reference a model is, formed within each round.
 
     Args:
         reference_ms: (rounds, runs) milliseconds.

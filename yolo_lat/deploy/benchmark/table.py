@@ -81,7 +81,7 @@ def size_cells(model: Model, cell: Cell) -> tuple[str, str, str]:
 
 
 def ratio_cell(result: Result, reference: str) -> str:
-    """Return how many times faster than a reference, with the range over rounds."""
+    """Return how many times as fast as a reference a model is, with the range over rounds."""
     if reference == result.model:
         return "1"
     found = result.ratios.get(reference)
