@@ -196,7 +196,7 @@ class TestAdding:
             data=shapes,
             data_name="shapes",
             about=tmp_path / "about.yaml",
-            latency=ROOT / "docs/results/benchmark-h200-late.json",
+            latency=ROOT / "docs/results/benchmark-cpu.json",
             default=False,
             replace=False,
             device="cpu",
@@ -220,7 +220,10 @@ class TestAdding:
         )
         card = found.card.read_text()
         assert "The commit was not recorded." in card
-        assert "forward, 640 px, batch 1, fp16: 0.291 ms on NVIDIA H200" in card
+        cells = json.loads(given.latency.read_text())["cells"]
+        timed = next(c["results"] for c in cells if (c["imgsz"], c["boundary"]) == (640, "forward"))
+        ms = next(result["median_ms"] for result in timed if result["model"] == "yolo-lat-p")
+        assert f"forward, 640 px, batch 1, fp32: {ms:.3f} ms on AMD EPYC" in card
         assert "train: 24 images" in card
         with pytest.raises(UserError, match=r"p-shapes is in .*registry.json already; add --replace"):
             add_weights.add(given)

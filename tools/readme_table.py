@@ -86,7 +86,7 @@ def short_table(parts: list[tuple[Record, list[str]]]) -> str:
     titles = ["model", "parameters", "GFLOPs", "AP", *columns]
     rows = [[name, *sizes[name], *(column.get(name, "-") for column in columns.values())] for name in sizes]
     table = "\n".join("| " + " | ".join(row) + " |" for row in [titles, ["---"] * len(titles), *rows])
-    lines = [f"{SHORT_SIZE} px; ms for a whole batch, and how many times faster than {reference}", *lines]
+    lines = [f"{SHORT_SIZE} px; ms for a whole batch, and how many times as fast as {reference}", *lines]
     return table + "\n\n" + "  \n".join(lines)
 
 
@@ -144,7 +144,7 @@ def markdown(record: Record, group: list[Measured]) -> str:
     references = record.how["references"]
     columns = ["model", "parameters", "GFLOPs", "AP"]
     for boundary in BOUNDARIES:
-        columns += [f"{boundary}, ms", *(f"times faster than {name}" for name in references)]
+        columns += [f"{boundary}, ms", *(f"times as fast as {name}" for name in references)]
     rows = [columns, ["---"] * len(columns)]
     for result in group[0].results:
         row = [result.model, *size_cells(record.model(result.model), cell)]
