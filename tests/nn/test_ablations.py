@@ -190,15 +190,16 @@ class TestJoin:
         torch.testing.assert_close(link([fine, coarse]), expected)
         torch.testing.assert_close(fuse(link)([fine, coarse]), expected, rtol=1e-4, atol=1e-4)
 
-    def test_concat_is_one_convolution_of_all_inputs(self) -> None:
-        fine, coarse = maps(16, 24)
-        link = settled(HyperLink([16, 24], 32, [1, 2], join="concat"), [fine, coarse])
-        up = nn.functional.interpolate(coarse, scale_factor=2.0)
-        expected = link.mix(torch.cat([fine, up], dim=1))
-        torch.testing.assert_close(link([fine, coarse]), expected)
+    @pytest.mark.parametrize("order", [[0, 1], [1, 0], [1, 1, 0]])
+    def test_concat_is_one_convolution_of_all_inputs(self, order) -> None:
+        inputs = [maps(16, 24)[i] for i in order]
+        link = settled(HyperLink([(16, 24)[i] for i in order], 32, [1 + i for i in order], join="concat"), inputs)
+        side_by_side = [nn.functional.interpolate(x, scale_factor=1.0 + i) for x, i in zip(inputs, order, strict=True)]
+        expected = link.mix(torch.cat(side_by_side, dim=1))
+        torch.testing.assert_close(link(inputs), expected)
         for last in (False, True):
             with channels_last_graph(last):
-                torch.testing.assert_close(fuse(link)([fine, coarse]), expected, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(fuse(link)(inputs), expected, rtol=1e-4, atol=1e-4)
 
     def test_unknown(self) -> None:
         with pytest.raises(ValueError, match="join=add is unknown; use one of gated, linear, sum, concat"):

@@ -70,9 +70,9 @@ class YOLOLAT(Model):
             .safetensors, .onnx).
         scale: which of a YAML's scales to build, where its name does not say.
         verbose: log the table of layers.
-        task: "detect", the only one that there is.
         trust: open every .pt that is named here or in a call (`pretrained`, `resume`, ...) whatever it holds. Opening a
             pickle may run code; without this, one that names more than the parts of a detector is refused.
+        task: "detect", the only one that there is.
 
     Raises:
         UserError: no such model, or a file that cannot be loaded.

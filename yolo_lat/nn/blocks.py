@@ -228,7 +228,7 @@ class HyperLink(nn.Module):
     norm is the gate), by a gate a channel where it does not, and by nearest-neighbour upsampling, after the
     convolution, where it is coarser.
 
-    `join` names what it is compared with: "linear", a 1x1 convolution for every input but the stream, so that channels
+    `join` names what else may be written: "linear", a 1x1 convolution for every input but the stream, so that channels
     of one depth reach all of another; "sum", neither gates nor that, a plain residual (a convolution that adapts the
     width keeps its batch norm, as in ResNet); and "concat", upsampled inputs side by side and one 1x1 convolution, of
     which each input's part is computed at that input's own resolution, as it commutes with the upsampling.
