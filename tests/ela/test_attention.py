@@ -196,6 +196,16 @@ def test_queries_of_other_heads_are_refused() -> None:
             state.query(torch.zeros(shape))
 
 
+@ALL
+def test_queries_of_another_width_are_refused(name: str) -> None:
+    state = ela_state(torch.rand(1, 2, 5, 4), torch.rand(1, 2, 5, 3), get_kernel(name))
+    assert state.query(torch.rand(1, 2, 6, 4)).shape == (1, 2, 6, 3)
+    with pytest.raises(ValueError, match=r"features do not fit a state \(1, 2, \d+, 3\)"):
+        state.query(torch.rand(1, 2, 6, 5))
+    with pytest.raises(ValueError, match=r"features do not fit a state \(1, 2, \d+, 3\)"):
+        state.query(torch.rand(1, 2, 6, 1))
+
+
 def test_states_of_different_kernels_do_not_add() -> None:
     k, v = tokens(1, 1, 3, 4), tokens(1, 1, 3, 2)
     with pytest.raises(ValueError, match="different kernels"):

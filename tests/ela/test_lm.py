@@ -142,9 +142,21 @@ def test_products_of_turned_vectors_depend_on_their_distance_alone():
         ({"attention": "softmx"}, "attention='softmx' is unknown; use one of 'softmax', 'HadamardExp'"),
         ({"link": "dense"}, "link='dense' is unknown; use one of 'hyper', 'residual'"),
         ({"lobe": "both"}, "lobe='both' is unknown; use one of None, 'causal', 'bidirectional'"),
+        *(
+            ({name: 0}, f"{name}=0 leaves no model; use 1 or more")
+            for name in ("vocabulary", "width", "layers", "heads", "hidden", "experts")
+        ),
+        ({"k": 5, "experts": 4}, "k=5 experts a token out of 4 is impossible; use 1 to 4"),
         ({"heads": 32}, "heads=32 leaves no even number of channels a head of width=32"),
     ],
 )
 def test_a_variant_that_does_not_exist_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **changes)
+
+
+@pytest.mark.parametrize(("length", "count"), [(0, 3), (3, 0), (3, -1)])
+def test_generation_needs_a_prompt_and_something_to_do(length, count):
+    prompt = torch.zeros(1, length, dtype=torch.long)
+    with pytest.raises(ValueError, match=f"by 1 token or more; got {length} and count={count}"):
+        LanguageModel(SMALL).generate(prompt, count)

@@ -258,9 +258,17 @@ def test_groups_that_do_not_fit(groups, message) -> None:
         ({"bias": "none"}, "bias='none' is unknown"),
         ({"k": 5}, "k=5 experts a token out of 4"),
         ({"k": 0}, "k=0 experts"),
+        ({"k": True}, "k=True experts"),
         ({"capacity": 0}, "capacity=0 leaves no places"),
+        ({"capacity": float("nan")}, "capacity=nan leaves no places"),
     ],
 )
 def test_errors(given, message) -> None:
     with pytest.raises(ValueError, match=message):
         LabelMoE(6, 10, **given)
+
+
+@pytest.mark.parametrize("capacity", [None, 1.0])
+def test_no_tokens_have_no_shares(capacity) -> None:
+    with pytest.raises(ValueError, match=r"x of shape \(2, 0, 6\) has no token"):
+        LabelMoE(6, 10, capacity=capacity)(torch.zeros(2, 0, 6))

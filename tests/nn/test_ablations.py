@@ -214,6 +214,13 @@ class TestJoin:
         ({"across": False, "memory": [0]}, r"memory=\[0\] is for levels that share their tokens"),
         ({"attention": "area", "memory": [0]}, r"memory=\[0\] is for levels that share their tokens"),
         ({"experts": 2, "gate": False}, "experts=2 are gated"),
+        ({"experts": 2.5}, "experts=2.5 must be a whole number from 0; 0 is one network without"),
+        ({"experts": -1}, "experts=-1 must be a whole number"),
+        ({"ffn_ratio": 0}, "ffn_ratio=0 leaves no hidden layer; use a number above 0"),
+        (
+            {"attention": "softmax", "kernel": "ModulatedDot"},
+            "kernel=ModulatedDot is for attention=ela, and attention=softm",
+        ),
     ],
 )
 def test_switches_that_do_not_go_together(switches: dict[str, object], message: str) -> None:

@@ -232,7 +232,7 @@ def test_operations_are_those_of_one_expert_in_training_and_of_all_once_deployed
     ("experts", "bias", "message"),
     [
         (4, "None", r"row 10 \(CrossScaleELA\): .*bias='None' is unknown; use 'outer', 'inner' or None"),
-        (-1, "outer", "k=1 experts a token out of -1 is impossible"),
+        (-1, "outer", "experts=-1 must be a whole number from 0"),
         ("two", "outer", r"row 7 \(ELABlock\): cannot be built"),
     ],
 )

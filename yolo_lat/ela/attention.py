@@ -88,7 +88,7 @@ class ELAState:
         Where the weights sum to zero (no token, all masked, or a kernel that is zero for every key) the output is 0.
 
         Raises:
-            ValueError: other batches or heads than the state's.
+            ValueError: other batches, heads or features than the state's.
         """
         if q.dim() != 4 or q.shape[:2] != self.S.shape[:2]:
             raise ValueError(f"queries {tuple(q.shape)} do not fit a state {tuple(self.S.shape)} in batch or heads")
@@ -97,13 +97,19 @@ class ELAState:
             return query_op(q, self.S, self.C, self.log_scale)
         with no_autocast(q.device.type):
             if isinstance(self.kernel, LogKernel) and self.log_scale is not None:
-                logits = self.kernel.log_phi(wide(q)) + self.log_scale.unsqueeze(-2)
+                logits = self._fitting(self.kernel.log_phi(wide(q))) + self.log_scale.unsqueeze(-2)
                 features = (logits - logits.amax(-1, keepdim=True)).exp()
             else:
-                features = self.kernel.phi(wide(q))
+                features = self._fitting(self.kernel.phi(wide(q)))
             total = features @ self.C.unsqueeze(-1)
             y = features @ self.S / torch.where(total == 0, 1, total)
         return y.to(q.dtype)
+
+    def _fitting(self, features: Tensor) -> Tensor:
+        """Return the features of queries, (B, H, Lq, D_phi), unless the state has sums of others."""
+        if features.shape[-1] != self.S.shape[-2]:
+            raise ValueError(f"queries of {features.shape[-1]} features do not fit a state {tuple(self.S.shape)}")
+        return features
 
     def _fused(self, q: Tensor) -> bool:
         obstacle = None

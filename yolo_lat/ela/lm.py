@@ -44,7 +44,7 @@ class LMConfig:
         bias: of the experts' labels: "outer", "inner" or None (section 4).
 
     Raises:
-        ValueError: a name that is unknown, or heads that do not go with the width.
+        ValueError: a name that is unknown, a number that leaves no model, or heads that do not go with the width.
     """
 
     vocabulary: int = 6400
@@ -68,7 +68,12 @@ class LMConfig:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; use one of {', '.join(map(repr, known))}")
-        if self.heads < 1 or self.width % (2 * self.heads):
+        for name in ("vocabulary", "width", "layers", "heads", "hidden", "experts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} leaves no model; use 1 or more")
+        if not 1 <= self.k <= self.experts:
+            raise ValueError(f"k={self.k} experts a token out of {self.experts} is impossible; use 1 to {self.experts}")
+        if self.width % (2 * self.heads):
             raise ValueError(f"heads={self.heads} leaves no even number of channels a head of width={self.width}")
 
 
@@ -190,7 +195,13 @@ class LanguageModel(nn.Module):
         return self._continue(tokens, memory, 0)
 
     def generate(self, prompt: Tensor, count: int) -> Tensor:
-        """Return the `count` most likely tokens (B, count) that follow a prompt (B, L), one after another."""
+        """Return the `count` most likely tokens (B, count) that follow a prompt (B, L), one after another.
+
+        Raises:
+            ValueError: no token is asked for, the prompt is empty, or the model has a bidirectional lobe.
+        """
+        if count < 1 or not prompt.shape[1]:
+            raise ValueError(f"generate continues a prompt by 1 token or more; got {prompt.shape[1]} and count={count}")
         logits, memory = self.prefill(prompt, prompt.shape[1] + count)
         found = [logits.argmax(-1, keepdim=True)]
         while len(found) < count:

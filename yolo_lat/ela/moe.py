@@ -81,9 +81,9 @@ class LabelMoE(nn.Module):
         super().__init__()
         if bias not in ("outer", "inner", None):
             raise ValueError(f"bias={bias!r} is unknown; use 'outer', 'inner' or None")
-        if not 1 <= k <= experts:
+        if isinstance(k, bool) or not 1 <= k <= experts:
             raise ValueError(f"k={k} experts a token out of {experts} is impossible; use 1 to {experts}")
-        if capacity is not None and capacity <= 0:
+        if capacity is not None and not 0 < capacity < math.inf:
             raise ValueError(f"capacity={capacity} leaves no places; use 1 for an even share, or more")
         self.k, self.bias, self.capacity = k, bias, capacity
         self.query = nn.Linear(width, width, bias=False) if project else nn.Identity()
@@ -92,7 +92,13 @@ class LabelMoE(nn.Module):
         self.shrink = nn.Parameter(torch.empty(experts, hidden, width).uniform_(-1, 1) / math.sqrt(hidden))
 
     def forward(self, x: Tensor) -> MoEOutput:
-        """Send every token through its experts."""
+        """Send every token through its experts.
+
+        Raises:
+            ValueError: there is no token, and so no share that experts could have of them.
+        """
+        if not x.numel():
+            raise ValueError(f"x of shape {tuple(x.shape)} has no token to send to an expert")
         tokens = x.reshape(-1, x.shape[-1])
         logits = self.query(tokens) @ self.labels.T / math.sqrt(x.shape[-1])
         shares = logits.softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32))

@@ -132,8 +132,12 @@ def feed_forward(c: int, ratio: float, experts: int, bias: Bias | None, gate: bo
     """Return a gated FFN, or with `experts` above 0 a mixture of so many, each with the same hidden width.
 
     Raises:
-        ValueError: experts without a gate, which there are none of.
+        ValueError: a hidden width or a number of experts that cannot be, or experts without a gate; there are none.
     """
+    if ratio <= 0:
+        raise ValueError(f"ffn_ratio={ratio} leaves no hidden layer; use a number above 0, such as 1.0")
+    if not isinstance(experts, int) or experts < 0:
+        raise ValueError(f"experts={experts} must be a whole number from 0; 0 is one network without routing")
     if not experts:
         return GatedFFN(c, ratio) if gate else PlainFFN(c, ratio)
     if not gate:

@@ -96,6 +96,8 @@ class CrossScaleELA(nn.Module):
         self.across = across and attention != "area"
         if memory is not None and (not self.across or attention == "none"):
             raise ValueError(f"memory={memory} is for levels that share their tokens; leave it out")
+        if kernel != "HadamardExp" and attention != "ela" and not lobe:
+            raise ValueError(f"kernel={kernel} is for attention=ela, and attention={attention} has none; leave it out")
         if attention == "none" and not local:
             raise ValueError("attention=none and local=0 leave nothing that mixes positions; keep one of them")
         if local:
