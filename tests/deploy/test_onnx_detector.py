@@ -339,6 +339,9 @@ def test_foreign_nms_free_model_needs_no_metadata(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"path": None}, "path=None: must name an .onnx file, such as best.onnx"),
+        ({"device": None}, "device=None: must be cpu, cuda or cuda:N"),
+        ({"device": 0}, "device=0: must be cpu, cuda or cuda:N"),
         ({"device": "gpu"}, "device 'gpu' is unknown; pass 'cpu'"),
         ({"device": "cuda:x"}, "device 'cuda:x' is unknown"),
         ({"conf": 1.5}, "conf=1.5 is no threshold"),
@@ -363,7 +366,7 @@ def test_unusable_arguments_are_refused(tmp_path, arguments, message):
     path = fixed_output(tmp_path / "m.onnx", raw_output(), NAMES)
     assert len(OnnxDetector(path, imgsz=64)(PHOTOS[0])) == 1
     with pytest.raises(UserError, match=message):
-        OnnxDetector(path, **arguments)
+        OnnxDetector(**{"path": path, **arguments})
 
 
 @pytest.mark.parametrize("imgsz", [100, 0, -32, (64, 50), (64, 64, 64), 64.0, "64"], ids=str)

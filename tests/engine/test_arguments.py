@@ -1,5 +1,7 @@
 """Arguments that Ultralytics would change, ignore or trip over: one sentence each, before anything is written."""
 
+import copy
+import pickle
 from functools import partial
 from pathlib import Path
 
@@ -270,6 +272,29 @@ def test_an_object_is_one_model_for_one_task(detector, run):
             assert message.startswith(f"{name}={value}: this object has one, ")
     assert YOLOLAT("yolo-lat-p", task="detect").task == "detect"
     assert refusal(YOLOLAT, "yolo-lat-p", task="segment") == "task=segment: there is detection alone; leave it out"
+
+
+@pytest.mark.parametrize("model", [None, 5, "", " ", torch.nn.Identity()])
+def test_a_model_is_named(model):
+    assert refusal(YOLOLAT, model) == (
+        f"model of {type(model).__name__}: give a name, a model YAML or weights, as a text or a path"
+    )
+
+
+def test_own_parts_are_classes_and_a_recipe_is_a_file(detector, run):
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert refusal(detector.train, data=run.data, trainer=5).startswith("trainer=5: must be a class")
+    assert refusal(detector.val, data=run.data, validator="x").startswith("validator=x: must be a class")
+    assert refusal(detector.predict, image, predictor=3).startswith("predictor=3: must be a class")
+    assert refusal(detector.train, data=run.data, cfg={"epochs": 1}).startswith("cfg: must be the name or the file")
+
+
+def test_a_model_that_has_predicted_can_be_copied_and_pickled(detector):
+    image = np.full((64, 64, 3), 90, np.uint8)
+    expected = detector.predict(image, conf=0.001, verbose=False)[0].boxes.data
+    for copied in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
+        assert torch.equal(copied.predict(image, conf=0.001, verbose=False)[0].boxes.data, expected)
+    assert detector.predictor is not None
 
 
 def test_a_model_moves_to_devices_that_are_there(detector):

@@ -91,6 +91,10 @@ class OnnxDetector:
                 continue
             if isinstance(count, bool) or not isinstance(count, Integral) or not 1 <= count <= _MOST:
                 raise UserError(f"{name}={count} is out of range; pass a whole number from 1 to {_MOST}")
+        if not isinstance(path, str | Path):
+            raise UserError(f"path={path!r}: must name an .onnx file, such as best.onnx")
+        if not isinstance(device, str):
+            raise UserError(f"device={device!r}: must be cpu, cuda or cuda:N, such as cuda:0")
         self.path, self.conf, self.iou, self.max_det, self.box_vote = Path(path), conf, iou, max_det, box_vote
         if settings and (threads or cuda_graph):
             raise UserError("settings= is given beside threads= or cuda_graph=, which it holds too; leave those out")

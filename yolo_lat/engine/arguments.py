@@ -247,6 +247,12 @@ def check_visualize(kwargs: dict[str, Any], source: Any, model: Any) -> None:
         raise UserError("visualize=True: draws one scale, and augment=True has several; drop one")
 
 
+def check_part(name: str, own: Any) -> None:
+    """Raise UserError unless a user's own trainer, validator or predictor can be made of what is given."""
+    if own is not None and not callable(own):
+        raise UserError(f"{name}={own}: must be a class, made from ours or Ultralytics' of that name; leave it out")
+
+
 def check_precision(kwargs: dict[str, Any]) -> None:
     """Raise UserError for a precision in which torch would not run a model, but in float32 without a word."""
     wanted = next((key for key in ("half", "int8", "quantize") if kwargs.get(key) not in (None, False, 32)), None)

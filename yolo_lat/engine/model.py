@@ -25,6 +25,7 @@ from yolo_lat.engine.arguments import (
     check_embed,
     check_export,
     check_image_size,
+    check_part,
     check_precision,
     check_tracker,
     check_visualize,
@@ -102,8 +103,12 @@ class YOLOLAT(Model):
             raise UserError(f"task={task}: there is detection alone; leave it out")
         if not isinstance(trust, bool):
             raise UserError(f"trust={trust}: must be True or False")
-        self.scale, self.trust = scale, trust
         given = str(model).strip()
+        if not isinstance(model, str | Path) or not given:
+            raise UserError(
+                f"model of {type(model).__name__}: give a name, a model YAML or weights, as a text or a path"
+            )
+        self.scale, self.trust = scale, trust
         shipped = find_pretrained(given)
         name = str(shipped.checked()) if shipped else given
         self._admit(name)
@@ -124,6 +129,10 @@ class YOLOLAT(Model):
         super().__init__(name, task="detect", verbose=verbose)
         if shipped:
             self.model.pt_path = shipped.file.name  # an export goes to the working directory, not into the package
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what is copied and pickled: all but the predictor, which holds an open source and a lock."""
+        return {**self.__dict__, "predictor": None}
 
     @property
     def task_map(self) -> dict[str, dict[str, Any]]:
@@ -230,6 +239,7 @@ class YOLOLAT(Model):
         """
         self._check_is_pytorch_model()
         check_not_fused(self.model, "train: a fused model has lost what training changes")
+        check_part("trainer", trainer)
         try:
             return self._train(trainer, kwargs)
         except UserError:
@@ -246,6 +256,8 @@ class YOLOLAT(Model):
                 raise UserError(f"resume={where} is no unfinished training; give the last.pt of one")
         recipe = {}
         if kwargs.get("cfg"):
+            if not isinstance(kwargs["cfg"], str | Path):
+                raise UserError("cfg: must be the name or the file of a recipe; give single keys as arguments")
             kwargs["cfg"] = str(find_recipe(kwargs["cfg"]))
             recipe = read_recipe(Path(kwargs["cfg"]))
             self._admit(*(recipe.get(key) for key in _WEIGHT_KEYS))
@@ -300,6 +312,7 @@ class YOLOLAT(Model):
         kwargs["data"] = kwargs.get("data") or self.overrides.get("data")
         if not kwargs["data"]:
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
+        check_part("validator", validator)
         self._take_box_vote(kwargs, validator)
         kwargs = self._checked("val", kwargs, rectangles=False)
         spec = load_dataset(kwargs["data"])
@@ -337,6 +350,7 @@ class YOLOLAT(Model):
         if not isinstance(self.model, str):
             check_precision(kwargs)
         check_arrays(source, self._channels)
+        check_part("predictor", predictor)
         self._take_box_vote(kwargs, predictor)
         if self.predictor is not None and getattr(self.predictor, "box_vote", None) != self._box_vote:
             self.predictor = None  # Ultralytics would keep it for the next call
