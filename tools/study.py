@@ -120,7 +120,7 @@ class Run:
         if (note := folder / FINGERPRINT).is_file():
             told = note.read_text(encoding="utf-8").strip()
         elif (done := folder / "done.json").is_file():
-            told = json.loads(done.read_text(encoding="utf-8"))["fingerprint"]
+            told = json.loads(done.read_text(encoding="utf-8")).get("fingerprint")
         if told not in (None, self.fingerprint):
             raise UserError(
                 f"{folder} holds a run with other keys, recipe or model than the study has by that name; move it away"
