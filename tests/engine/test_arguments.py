@@ -14,6 +14,7 @@ from ultralytics.utils import DEFAULT_CFG_DICT
 from ultralytics.utils import ROOT as ULTRALYTICS
 
 from yolo_lat import YOLOLAT
+from yolo_lat.engine.arguments import check_precision
 from yolo_lat.engine.mode_keys import OTHER_TASKS, REMOVED, check_use
 from yolo_lat.engine.train_options import freeze_list
 from yolo_lat.errors import UserError
@@ -349,6 +350,20 @@ def test_no_precision_is_passed_over(detector, run, arguments, wanted):
     image = np.zeros((64, 64, 3), np.uint8)
     assert refusal(detector.predict, image, device="cpu", **arguments) == wanted
     assert refusal(detector.val, data=run.data, device="cpu", **arguments) == wanted
+
+
+def test_an_exported_file_has_one_precision(onnx_file, run):
+    model, image = YOLOLAT(onnx_file), np.zeros((96, 96, 3), np.uint8)
+    for arguments in ({"half": True}, {"quantize": 16}, {"int8": True}):
+        (name, value), *_ = arguments.items()
+        wanted = f"{name}={value}: the file is in float32; leave it out, or export again"
+        assert refusal(model.predict, image, **arguments) == wanted
+        assert refusal(model.val, data=run.data, **arguments) == wanted
+    assert len(model.predict(image, quantize=32, verbose=False)) == 1
+    for told in ({"quantize": 16}, {"half": True}):  # our metadata, and those of Ultralytics before 8.4
+        check_precision({"half": True}, told)
+        assert "the file is in float16" in refusal(check_precision, {"quantize": 8}, told)
+    assert "the file is in INT8" in refusal(check_precision, {"half": True}, {"int8": True})
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,9 @@ def test_a_training_that_runs_out_of_time_has_a_checkpoint_of_its_end(shapes, tm
         ({"loggers": ["mlflow"]}, "loggers=mlflow: the package mlflow is not installed; run: pip install mlflow"),
         ({"augmentations": [{"Blur": {"p": 0.1}}]}, "augmentations: run on the host only"),
         ({"rect": True}, "rect=True: batches on the device are square"),
+        ({"batch": -1}, "batch=-1: measures a GPU's memory, and there is none here; give a number of images"),
+        ({"batch": 0.7}, "batch=0.7: measures a GPU's memory"),
+        ({"amp": "fp16"}, "amp=fp16: needs a GPU, and there is none here; drop it"),
     ],
 )
 def test_what_does_not_go_together_is_refused(shapes, tmp_path, changed, message) -> None:

@@ -253,10 +253,22 @@ def check_part(name: str, own: Any) -> None:
         raise UserError(f"{name}={own}: must be a class, made from ours or Ultralytics' of that name; leave it out")
 
 
-def check_precision(kwargs: dict[str, Any]) -> None:
-    """Raise UserError for a precision in which torch would not run a model, but in float32 without a word."""
+def check_precision(kwargs: dict[str, Any], exported: dict[str, Any] | None = None) -> None:
+    """Raise UserError for a precision in which a model would not run, but in its own without a word.
+
+    Args:
+        kwargs: the arguments of a call.
+        exported: those that an exported file was written with, whose precision is fixed; None for torch's models.
+    """
     wanted = next((key for key in ("half", "int8", "quantize") if kwargs.get(key) not in (None, False, 32)), None)
     if wanted is None:
+        return
+    if exported is not None:
+        bits = {"half": 16, "int8": 8, "quantize": kwargs[wanted]}[wanted]
+        of_file = exported.get("quantize") or (16 if exported.get("half") else 8 if exported.get("int8") else 32)
+        if bits != of_file:
+            name = {16: "float16", 8: "INT8"}.get(of_file, "float32")
+            raise UserError(f"{wanted}={kwargs[wanted]}: the file is in {name}; leave it out, or export again")
         return
     if wanted == "int8" or kwargs[wanted] == 8:
         raise UserError(f"{wanted}={kwargs[wanted]}: is for exports; export with it, and use that file")

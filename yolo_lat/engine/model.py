@@ -318,8 +318,7 @@ class YOLOLAT(Model):
         spec = load_dataset(kwargs["data"])
         spec.split(kwargs.get("split") or "val")
         check_classes(kwargs.get("classes"), self._classes)
-        if not isinstance(self.model, str):  # an exported file has a precision of its own
-            check_precision(kwargs)
+        check_precision(kwargs, self.export_args if isinstance(self.model, str) else None)
         if not kwargs.get("single_cls", self.overrides.get("single_cls")):
             check_names(spec, self._classes)
         if isinstance(self.model, str):
@@ -347,8 +346,7 @@ class YOLOLAT(Model):
         if "tracker" in kwargs:
             self._admit(check_tracker(kwargs["tracker"]).get("model"))  # which tells objects by their looks
         check_classes(kwargs.get("classes"), self._classes)
-        if not isinstance(self.model, str):
-            check_precision(kwargs)
+        check_precision(kwargs, self.export_args if isinstance(self.model, str) else None)
         check_arrays(source, self._channels)
         check_part("predictor", predictor)
         self._take_box_vote(kwargs, predictor)

@@ -156,6 +156,19 @@ def check_device_cache(args: Any, device: str, cuda: bool) -> None:
         raise UserError(f"cuda_graph=True: sizes must not change; drop multi_scale={args.multi_scale}")
 
 
+def check_gpu_wishes(args: Any, gpu: bool) -> None:
+    """Raise UserError for what only a GPU does, and Ultralytics leaves undone without one.
+
+    Args:
+        args: all training arguments.
+        gpu: whether the training runs on one.
+    """
+    if args.batch < 1 and not gpu:
+        raise UserError(f"batch={args.batch}: measures a GPU's memory, and there is none here; give a number of images")
+    if args.amp == "fp16" and not gpu:
+        raise UserError("amp=fp16: needs a GPU, and there is none here; drop it")
+
+
 def check_several(args: Any, ranks: int, gpu: bool) -> None:
     """Raise UserError where training arguments do not go together with the number of processes that train.
 

@@ -53,6 +53,7 @@ from yolo_lat.engine.train_options import (
     LOGGERS,
     OWN_OPTIONS,
     check_device_cache,
+    check_gpu_wishes,
     check_several,
     check_values,
     logger_names,
@@ -160,6 +161,7 @@ class LatTrainer(DetectionTrainer):
         check_device_cache(self.args, device, torch.cuda.is_available())
         gpu = device != "cpu" and torch.cuda.is_available()
         check_several(self.args, max(RANKS, len(device.split(","))), gpu)
+        check_gpu_wishes(self.args, gpu)
         entries, imgsz = getattr(self.args, "augmentations", None), self.args.imgsz
         side = max(imgsz) if isinstance(imgsz, list | tuple) else imgsz
         self.args.augmentations = check_augmentations(entries, side)
