@@ -332,8 +332,8 @@ def test_predict_counts_frames_and_says_where_they_went(cli, engine, tmp_path, f
 @pytest.mark.parametrize("command", ["predict source=0", "track model=None source=0"])
 def test_without_a_model_the_best_weights_that_ship_are_used(cli, engine, command):
     result = cli(command)
-    assert result.out.startswith("model: yolo-lat-n-voc12, the best of the weights for photographs that ship (AP 0.")
-    assert engine.calls[0] == ("YOLOLAT", {"model": "yolo-lat-n-voc12", "scale": None})
+    assert result.out.startswith("model: yolo-lat-s-voc12, the best of the weights for photographs that ship (AP 0.")
+    assert engine.calls[0] == ("YOLOLAT", {"model": "yolo-lat-s-voc12", "scale": None})
 
 
 def test_val_of_a_model_writes_the_twelve_numbers(cli, engine, tmp_path):
