@@ -28,6 +28,10 @@ def test_the_mean_over_classes_is_the_number_of_all(seed, case):
         assert np.nanmean(result.analysis.classes[name]) == pytest.approx(result.numbers[name], abs=1e-12)
         assert result.analysis.classes[name].shape == (3,)
     np.testing.assert_allclose(result.analysis.classes["AP"], result.class_ap.mean(axis=1), atol=1e-12)
+    assert list(result.analysis.iou_ap) == [f"{iou / 100:.2f}" for iou in range(50, 100, 5)]
+    by_iou = np.array(list(result.analysis.iou_ap.values()))
+    np.testing.assert_allclose(by_iou, np.nanmean(result.class_ap, axis=0), atol=1e-12)
+    assert by_iou.mean() == pytest.approx(result.numbers["AP"], abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))

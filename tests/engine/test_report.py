@@ -130,4 +130,7 @@ def test_odd_class_names_are_drawn_and_listed(split, names, tmp_path):
 
 def test_an_evaluation_of_nothing_is_drawn(tmp_path):
     split = drawn([], [])
-    assert len(evaluate_detections(split, []).write(tmp_path, split, report.about())) == 5
+    result = evaluate_detections(split, [])
+    assert len(result.write(tmp_path, split, report.about())) == 5
+    assert set(json.loads((tmp_path / "evaluation.json").read_text())["AP_by_IoU"].values()) == {None}
+    assert result.iou_table().row_count == 1

@@ -43,6 +43,7 @@ class Analysis:
 
     Attributes:
         names: class names.
+        iou_ap: average precision by IoU, "0.50" to "0.95", the mean over classes; NaN without any ground truth.
         classes: columns of C values by name: AP, AP50, AP75, APs, APm, APl, AR100 (NaN without ground truth), and the
             counts of ground-truth boxes, images with such a box, and detections.
         sizes: ground-truth boxes that are small, medium and large.
@@ -54,6 +55,7 @@ class Analysis:
     """
 
     names: tuple[str, ...]
+    iou_ap: dict[str, float]
     classes: dict[str, np.ndarray] = field(repr=False)
     sizes: dict[str, int]
     recall: np.ndarray = field(repr=False)
@@ -81,6 +83,8 @@ def analyse(evaluation: Any, names: Sequence[str], category_ids: Sequence[int]) 
     )
     pairs = np.unique(np.stack([m.true_image, m.true_label], axis=1)[m.counted], axis=0)
     count = len(names)
+    known = precision[:, :, ~absent[:, 0], 0]  # IoU, recall, class
+    means = known.mean(axis=(1, 2)) if known.size else np.full(len(known), np.nan)
     classes = {
         "AP": precision[..., 0].mean(axis=(0, 1)),
         "AP50": precision[0, ..., 0].mean(axis=0),
@@ -93,6 +97,7 @@ def analyse(evaluation: Any, names: Sequence[str], category_ids: Sequence[int]) 
     }
     return Analysis(
         tuple(names),
+        {f"{iou:.2f}": float(mean) for iou, mean in zip(params.iouThrs, means, strict=True)},
         classes,
         {size: int(inside.sum()) for size, inside in zip(SIZES, (small, medium, large), strict=True)},
         np.asarray(params.recThrs),

@@ -63,6 +63,10 @@ class CocoResult:
             table.add_row(name, f"{value:.3f}" if value >= 0 else "-", COCO_NUMBERS[name])
         return table
 
+    def iou_table(self) -> Table:
+        """Return how AP falls as boxes have to be more precise, as a table for the terminal."""
+        return report.iou_table(self._analysed())
+
     def class_table(self) -> Table:
         """Return the numbers of each class as a table for the terminal."""
         return report.class_table(self._analysed())

@@ -23,6 +23,13 @@ _FEW_CLASSES = 20
 _BLUE, _ORANGE, _GREY = "#1f5f99", "#d9722e", "#9aa5b1"
 
 
+def iou_table(analysis: Analysis) -> Table:
+    """Return AP at each IoU, a column each."""
+    table = Table("IoU", *analysis.iou_ap, title="AP by IoU", title_justify="left")
+    table.add_row("AP", *map(_cell, analysis.iou_ap.values()))
+    return table
+
+
 def class_table(analysis: Analysis) -> Table:
     """Return one row a class: its numbers and counts."""
     table = Table("class", title="By class", title_justify="left")
@@ -109,6 +116,7 @@ def write_json(
         "images": len(truth["images"]),
         "ground_truth": ground_truth_hash(truth),
         "numbers": numbers,
+        "AP_by_IoU": analysis.iou_ap,
         "sizes": analysis.sizes,
         "classes": [
             {"name": name} | dict(zip(columns, row, strict=True))

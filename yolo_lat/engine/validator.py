@@ -302,7 +302,8 @@ class LatValidator(DetectionValidator):
             return
         super().print_results()
         if not self.training:
-            Console().print(self.metrics.result.table(), self.metrics.result.error_table(), sep="\n")
+            result = self.metrics.result
+            Console().print(result.table(), result.iou_table(), result.error_table(), sep="\n")
 
 
 def check_names(spec: DatasetSpec, names: dict[int, str]) -> None:
