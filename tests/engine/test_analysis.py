@@ -46,6 +46,29 @@ def test_the_area_under_a_curve_is_its_ap(seed, case):
     assert analysis.recall.tolist() == pytest.approx([i / 100 for i in range(101)])
 
 
+@given(st.lists(st.tuples(st.integers(0, 2), *[st.floats(40, 150)] * 2), min_size=1, max_size=9), st.data())
+@settings(max_examples=30, deadline=None)
+def test_boxes_that_all_lie_beside_their_objects_alike_say_how_far(objects, data):
+    left, top, right, bottom = data.draw(st.tuples(*[st.floats(-3, 3)] * 4))
+    boxes = [(label, (200 * (n % 3) + 10, 200 * (n // 3) + 10, w, h)) for n, (label, w, h) in enumerate(objects)]
+    split = drawn(boxes)
+    beside = [(label, (x + left, y + top, w + right - left, h + bottom - top), 0.5) for label, (x, y, w, h) in boxes]
+    offsets = analysed(split, found(beside)).offsets
+    assert offsets.boxes == len(boxes)
+    np.testing.assert_allclose(offsets.mean, (left, top, right, bottom), atol=1e-9)
+    np.testing.assert_allclose(offsets.spread, 0, atol=1e-9)
+
+
+def test_offsets_are_those_of_boxes_that_found_something():
+    split = drawn([(0, BOX), (0, FAR)])
+    near, missed = (0, (102, 99, 100, 104), 0.9), (0, (300, 300, 50, 50), 0.9)
+    offsets = analysed(split, found([near, missed])).offsets
+    assert (offsets.boxes, offsets.mean.tolist()) == (1, [2, -1, 2, 3])
+    nothing = analysed(split, found([missed])).offsets
+    assert nothing.boxes == 0
+    assert np.isnan(nothing.mean).all()
+
+
 @given(st.integers(0, 10_000), st.sampled_from(CASES))
 @settings(max_examples=30, deadline=None)
 def test_confusions_add_up_and_counts_are_those_of_the_ground_truth(seed, case):

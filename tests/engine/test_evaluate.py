@@ -210,8 +210,9 @@ def test_tables_show_classes_and_errors():
     split = replace(scene(0, classes=2), names=("[bold]a", "b", "c"))
     result = evaluate_detections(split, guesses(split, 1))
     console = Console(width=150, record=True, file=io.StringIO())
-    console.print(result.class_table(), result.iou_table(), result.error_table())
+    console.print(result.class_table(), result.iou_table(), result.offset_table(), result.error_table())
     text = console.export_text()
+    assert f"{result.analysis.offsets.mean[0]:.2f}" in text
     assert f"{result.analysis.iou_ap['0.95']:.3f}" in text
     assert "[bold]a" in text
     assert "nan" not in text

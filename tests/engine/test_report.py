@@ -134,3 +134,4 @@ def test_an_evaluation_of_nothing_is_drawn(tmp_path):
     assert len(result.write(tmp_path, split, report.about())) == 5
     assert set(json.loads((tmp_path / "evaluation.json").read_text())["AP_by_IoU"].values()) == {None}
     assert result.iou_table().row_count == 1
+    assert result.offset_table().row_count == 2

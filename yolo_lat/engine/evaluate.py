@@ -67,6 +67,10 @@ class CocoResult:
         """Return how AP falls as boxes have to be more precise, as a table for the terminal."""
         return report.iou_table(self._analysed())
 
+    def offset_table(self) -> Table:
+        """Return where the sides of boxes lie as a table for the terminal."""
+        return report.offset_table(self._analysed())
+
     def class_table(self) -> Table:
         """Return the numbers of each class as a table for the terminal."""
         return report.class_table(self._analysed())

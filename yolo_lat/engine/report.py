@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from yolo_lat import __version__
-from yolo_lat.engine.analysis import CONFIDENCE, Analysis
+from yolo_lat.engine.analysis import CONFIDENCE, SIDES, Analysis
 from yolo_lat.engine.tide import BACKGROUND_IOU, ERRORS, FOREGROUND_IOU
 from yolo_lat.unfinished import whole_file, write_whole
 
@@ -27,6 +27,16 @@ def iou_table(analysis: Analysis) -> Table:
     """Return AP at each IoU, a column each."""
     table = Table("IoU", *analysis.iou_ap, title="AP by IoU", title_justify="left")
     table.add_row("AP", *map(_cell, analysis.iou_ap.values()))
+    return table
+
+
+def offset_table(analysis: Analysis) -> Table:
+    """Return where the sides of boxes lie beside those of the objects that they found, in pixels."""
+    found = analysis.offsets
+    title = f"Sides of {found.boxes} boxes found, pixels right of or below the object's"
+    table = Table("", *SIDES, title=title, title_justify="left")
+    for name, values in (("mean", found.mean), ("spread", found.spread)):
+        table.add_row(name, *("-" if np.isnan(value) else f"{value:.2f}" for value in values))
     return table
 
 
@@ -131,6 +141,13 @@ def write_json(
             "iou": FOREGROUND_IOU,
             "labels": [*analysis.names, "background"],
             "true_by_detected": analysis.confusion,
+        },
+        "offsets": {
+            "iou": FOREGROUND_IOU,
+            "boxes": analysis.offsets.boxes,
+            "sides": SIDES,
+            "mean": analysis.offsets.mean,
+            "spread": analysis.offsets.spread,
         },
         "errors": {
             "foreground_iou": FOREGROUND_IOU,

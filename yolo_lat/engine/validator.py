@@ -303,7 +303,8 @@ class LatValidator(DetectionValidator):
         super().print_results()
         if not self.training:
             result = self.metrics.result
-            Console().print(result.table(), result.iou_table(), result.error_table(), sep="\n")
+            tables = (result.table(), result.iou_table(), result.offset_table(), result.error_table())
+            Console().print(*tables, sep="\n")
 
 
 def check_names(spec: DatasetSpec, names: dict[int, str]) -> None:
