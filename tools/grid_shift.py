@@ -90,6 +90,13 @@ def evaluate(
     model: torch.nn.Module, split: DetectionSplit, imgsz: int, shift: int, batch: int, border: int = STRIDE
 ) -> float:
     """Return the AP with every image moved by `shift` pixels right and down, over a square larger by `border`."""
+    return evaluate_detections(split, detect(model, split, imgsz, shift, batch, border), fast=True).numbers["AP"]
+
+
+def detect(
+    model: torch.nn.Module, split: DetectionSplit, imgsz: int, shift: int, batch: int, border: int
+) -> list[dict[str, Any]]:
+    """Return what is found so, as COCO results in pixels of the images as they are."""
     found: list[dict[str, Any]] = []
     for start in track(range(0, len(split.images), batch), "images", transient=True):
         images = split.images[start : start + batch]
@@ -109,7 +116,7 @@ def evaluate(
                 )
                 bbox, category = [left, top, right - left, bottom - top], split.category_ids[int(class_id)]
                 found.append({"image_id": image.image_id, "category_id": category, "bbox": bbox, "score": score})
-    return evaluate_detections(split, found, fast=True).numbers["AP"]
+    return found
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
@@ -25,7 +26,8 @@ _BLUE, _ORANGE, _GREY = "#1f5f99", "#d9722e", "#9aa5b1"
 
 def iou_table(analysis: Analysis) -> Table:
     """Return AP at each IoU, a column each."""
-    table = Table("IoU", *analysis.iou_ap, title="AP by IoU", title_justify="left")
+    columns = ("IoU", *analysis.iou_ap)
+    table = Table(*columns, title="AP by IoU", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_row("AP", *map(_cell, analysis.iou_ap.values()))
     return table
 
@@ -33,8 +35,7 @@ def iou_table(analysis: Analysis) -> Table:
 def offset_table(analysis: Analysis) -> Table:
     """Return where the sides of boxes lie beside those of the objects that they found, in pixels."""
     found = analysis.offsets
-    title = f"Sides of {found.boxes} boxes found, pixels right of or below the object's"
-    table = Table("", *SIDES, title=title, title_justify="left")
+    table = Table("px right or down", *SIDES, title=f"Sides of {found.boxes} boxes found", title_justify="left")
     for name, values in (("mean", found.mean), ("spread", found.spread)):
         table.add_row(name, *("-" if np.isnan(value) else f"{value:.2f}" for value in values))
     return table
