@@ -165,6 +165,8 @@ def test_a_training_that_runs_out_of_time_has_a_checkpoint_of_its_end(shapes, tm
         ({"cache": "ram", "cuda_graph": True}, "cuda_graph=True: needs cache=device; add that or drop cuda_graph"),
         ({"cache": False, "cutout": 0.5}, "cutout=0.5: needs cache=device"),
         ({"cutout": 2}, "cutout=2: must be a probability from 0 to 1"),
+        ({"cache": False, "margin": 0.5}, "margin=0.5: needs cache=device"),
+        ({"margin": -0.1}, "margin=-0.1: must be a probability from 0 to 1"),
         ({"val_period": 0}, "val_period=0: must be a whole number of epochs from 1"),
         ({"cuda_graph": "yes"}, "cuda_graph=yes: must be True or False"),
         ({"loggers": "tensorbord"}, "loggers=tensorbord: unknown; did you mean 'tensorboard'"),

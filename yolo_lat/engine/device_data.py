@@ -46,7 +46,7 @@ class TrainBatches:
         self.dataset, self.epoch = dataset, 0
         samples = -(-len(dataset) // RANKS)
         self.batch_size, self.sampler = min(batch, samples), range(samples)
-        augment = Augment.from_args(args, args.cutout)
+        augment = Augment.from_args(args, args.cutout, args.margin)
         self.loader = DeviceLoader(cache, augment, self.batch_size, seed=args.seed, rank=PLACE, samples=samples)
 
     def __len__(self) -> int:

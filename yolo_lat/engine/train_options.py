@@ -58,6 +58,7 @@ class OwnOption:
 OWN_OPTIONS = {
     "cuda_graph": OwnOption(False, "with cache=device on a GPU: capture the training step as CUDA graphs"),
     "cutout": OwnOption(0.0, "with cache=device: probability that a rectangle of an image turns grey"),
+    "margin": OwnOption(0.0, "with cache=device: probability that grey covers the edges of an image"),
     "sync_bn": OwnOption(False, "on several GPUs: batch normalization over the batches of all of them"),
     "val_period": OwnOption(1, "validate every so many epochs, and after the last"),
     "loggers": OwnOption("", f"log to {', '.join(LOGGERS)}, with commas between"),
@@ -76,8 +77,9 @@ def take_own(overrides: dict[str, Any]) -> dict[str, Any]:
             raise UserError(f"{name}={own[name]}: must be True or False")
     if not isinstance(own["val_period"], int) or isinstance(own["val_period"], bool) or own["val_period"] < 1:
         raise UserError(f"val_period={own['val_period']}: must be a whole number of epochs from 1")
-    if not isinstance(own["cutout"], int | float) or not 0 <= own["cutout"] <= 1:
-        raise UserError(f"cutout={own['cutout']}: must be a probability from 0 to 1")
+    for name in ("cutout", "margin"):
+        if not isinstance(own[name], int | float) or not 0 <= own[name] <= 1:
+            raise UserError(f"{name}={own[name]}: must be a probability from 0 to 1")
     own["loggers"] = ",".join(logger_names(own["loggers"]))
     return own
 
@@ -144,7 +146,7 @@ def check_device_cache(args: Any, device: str, cuda: bool) -> None:
     """
     gpu = device[0].isdigit() if device else cuda
     if args.cache not in DEVICE_CACHES:
-        for name in ("cuda_graph", "cutout"):
+        for name in ("cuda_graph", "cutout", "margin"):
             if getattr(args, name):
                 raise UserError(f"{name}={getattr(args, name)}: needs cache=device; add that or drop {name}")
         return

@@ -150,11 +150,26 @@ def test_the_renderer_is_told_and_never_chosen_in_silence(cache, caplog, monkeyp
         DeviceLoader(cache, Augment(), 0)
 
 
+def test_margins_cover_edges_and_change_nothing_else(cache):
+    bare, covered = (DeviceLoader(cache, Augment(mosaic=0.5, margin=share), 4, seed=3) for share in (0, 1))
+    changed = 0
+    for without, made in zip(bare, covered, strict=True):
+        differ = (made["img"] != without["img"]).any(1)
+        assert (made["img"].movedim(1, -1)[differ] == 114).all()
+        changed += int(differ.sum())
+        edge = cache.imgsz // 10
+        assert not differ[:, edge:-edge, edge:-edge].any()
+        assert torch.equal(made["index"], without["index"])
+        assert made["total"] <= without["total"]
+    assert changed > 0
+
+
 def test_arguments_are_ultralytics():
     args = get_cfg(overrides={"scale": 0.3, "mixup": 0.2, "cutmix": 0.1, "bgr": 0.1})
-    augment = Augment.from_args(args, cutout=0.5)
+    augment = Augment.from_args(args, cutout=0.5, margin=0.25)
     assert augment.scale == pytest.approx((0.7, 1.3))
     assert (augment.mosaic, augment.mixup, augment.cutmix, augment.bgr, augment.cutout) == (1, 0.2, 0.1, 0.1, 0.5)
+    assert augment.margin == 0.25
     assert Augment.from_args(get_cfg()) == Augment()
     with pytest.raises(UserError, match="rect=True"):
         Augment.from_args(get_cfg(overrides={"rect": True}))

@@ -99,6 +99,21 @@ def test_cutouts_lie_inside_and_have_their_share(tmp_path):
     assert 0.01 < area.min() < area.max() <= 0.2
 
 
+def test_margins_are_of_each_edge_and_have_their_share(tmp_path):
+    cache = cached(write_split(tmp_path, 2), 64)
+    index = torch.zeros(5000, dtype=torch.int64)
+    plan, without = (draw(cache, Augment(margin=share), index, generator(0)) for share in (0.5, 0))
+    margins = torch.cat([plan.shown[:, :2], 64 - plan.shown[:, 2:]], dim=1)
+    assert margins.unique().tolist() == list(range(7))  # up to a tenth of 64
+    assert (margins > 0).any(1).double().mean().item() == pytest.approx(0.5 * (1 - 7**-4), abs=0.03)
+    covered = margins[(margins > 0).any(1)].double()
+    assert covered.mean(0).tolist() == pytest.approx([3, 3, 3, 3], abs=0.2)
+    assert torch.corrcoef(covered.T).fill_diagonal_(0).abs().max() < 0.1
+    assert torch.equal(without.shown, torch.tensor([0, 0, 64, 64], dtype=torch.int32).expand(5000, 4))
+    assert torch.equal(plan.matrix, without.matrix)  # all else is drawn as without
+    assert torch.equal(plan.cutout, without.cutout)
+
+
 @pytest.mark.slow
 def test_the_tool_writes_its_record_and_figure(shapes, tmp_path):
     out = tmp_path / "statistics.json"

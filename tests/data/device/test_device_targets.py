@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ultralytics.data.augment import RandomPerspective
 
 from yolo_lat.data.device.plan import Augment, draw
-from yolo_lat.data.device.render import render
+from yolo_lat.data.device.render import cover_margins, render
 from yolo_lat.data.device.targets import keep, place, transform
 from yolo_lat.data.labels import DetectionSplit
 
@@ -133,6 +133,29 @@ def test_a_box_that_cutout_hides_is_dropped(marked):
     assert (out[0, :, y1 : y2 - 3, x1:x2] == 114).all()
     red = out[0].int().amax(0) - out[0].int().amin(0) > 50
     assert red.sum() == 32 * 3
+
+
+def test_margins_clip_boxes_and_drop_what_they_hide(marked):
+    augment = Augment(mosaic=0, scale=(1, 1), translate=0, fliplr=0, margin=1)
+    plan = draw(marked, augment, torch.zeros(4, dtype=torch.int64), generator(0))
+    x1, y1, x2, y2, s = 18, 12 + 8, 50, 36 + 8, plan.imgsz
+    shown = [[0, 0, s, s], [x1 + 5, y1, s, y2 - 4], [x1, y2 - 2, s, s], [x1, y2 - 3, s, s]]
+    plan = replace(plan, shown=torch.tensor(shown, dtype=torch.int32))
+    targets = place(marked, plan)
+    assert targets.valid.sum(1).tolist() == [1, 1, 0, 1]  # two rows are no object, three, an eighth of it, are one
+    centre, size = (targets.boxes[1, 0] * s).view(2, 2)
+    assert torch.cat([centre - size / 2, centre + size / 2]).tolist() == pytest.approx(
+        [x1 + 5, y1, x2, y2 - 4], abs=1e-4
+    )
+    without = place(marked, replace(plan, margins=False))
+    torch.testing.assert_close(targets.boxes[0], without.boxes[0])
+    images = render(marked, plan, targets.cut)
+    covered = cover_margins(images.clone(), plan.shown)
+    for image, made, (left, top, right, bottom) in zip(images, covered, shown, strict=True):
+        inside = torch.zeros(s, s, dtype=torch.bool)
+        inside[top:bottom, left:right] = True
+        assert torch.equal(made[:, inside], image[:, inside])
+        assert (made[:, ~inside] == 114).all()
 
 
 def test_nothing_but_images_without_boxes(tmp_path):

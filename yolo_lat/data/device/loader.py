@@ -15,7 +15,7 @@ from ultralytics.utils import LOGGER, colorstr
 
 from yolo_lat.data.device.cache import DeviceCache
 from yolo_lat.data.device.plan import Augment, Plan, draw, letterbox
-from yolo_lat.data.device.render import TorchRenderer
+from yolo_lat.data.device.render import TorchRenderer, cover_margins
 from yolo_lat.data.device.targets import Targets, place, place_whole
 from yolo_lat.errors import UserError
 
@@ -155,8 +155,10 @@ class DeviceLoader:
             if number >= skip:
                 start = number * self.batch
                 stop = min(start + self.batch, len(plan.index))
-                rows = slice(start, stop)
-                yield assemble(drawn.render(start, stop), plan.index[rows], targets, rows, most, total)
+                rows, images = slice(start, stop), drawn.render(start, stop)
+                if plan.margins:
+                    cover_margins(images, plan.shown[rows])
+                yield assemble(images, plan.index[rows], targets, rows, most, total)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from yolo_lat.errors import UserError
 CUT_AREAS = 3  # rectangles that cutmix tries
 _CUTOUT_AREA = (0.02, 0.2)  # of the image
 _CUTOUT_ASPECT = (0.3, 1 / 0.3)  # as in Random Erasing (Zhong et al., 2017)
+_WIDEST_MARGIN = 0.1  # of a side
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Augment:
         hsv_h, hsv_s, hsv_v: largest gains.
         flipud, fliplr, bgr: probabilities.
         cutout: probability that a rectangle becomes grey; 0 by default, as Ultralytics has none.
+        margin: probability that grey covers the edges, each by up to a tenth of the image; 0 by default, for the same
+            reason. Grey around an image otherwise tells that it was made smaller.
     """
 
     mosaic: float = 1.0
@@ -51,9 +54,10 @@ class Augment:
     fliplr: float = 0.5
     bgr: float = 0.0
     cutout: float = 0.0
+    margin: float = 0.0
 
     @classmethod
-    def from_args(cls, args: Any, cutout: float = 0.0) -> Augment:
+    def from_args(cls, args: Any, cutout: float = 0.0, margin: float = 0.0) -> Augment:
         """Read Ultralytics' training arguments, as `ultralytics.cfg.get_cfg` returns them.
 
         `copy_paste` is not among them: it moves segments, which detection has none of, so there it does nothing.
@@ -65,9 +69,9 @@ class Augment:
             raise UserError("augmentations: run on the host only; remove them, or take the data from the host")
         if getattr(args, "rect", False):
             raise UserError("rect=True: batches on the device are square; set rect=False or take data from the host")
-        read = {f.name: getattr(args, f.name) for f in fields(cls) if f.name not in ("scale", "cutout")}
+        read = {f.name: getattr(args, f.name) for f in fields(cls) if f.name not in ("scale", "cutout", "margin")}
         scale = args.scale if isinstance(args.scale, (tuple, list)) else (1 - args.scale, 1 + args.scale)
-        return cls(scale=(float(scale[0]), float(scale[1])), cutout=cutout, **read)
+        return cls(scale=(float(scale[0]), float(scale[1])), cutout=cutout, margin=margin, **read)
 
     def closed(self) -> Augment:
         """Return the same without what mixes images, as Ultralytics' `close_mosaic` leaves it."""
@@ -97,7 +101,8 @@ class Plan:
         flip: (B, 2) bool, vertical and horizontal.
         bgr: (B,) bool, channels in reverse.
         cutout: (B, 4) int32 x1 y1 x2 y2 of the output; without area where there is none.
-        mixes, cuts, colours, perspective: False where no sample has it, known to the host.
+        shown: (B, 4) int32 x1 y1 x2 y2, what grey margins leave of the output; all of it where there are none.
+        mixes, cuts, colours, perspective, margins: False where no sample has it, known to the host.
     """
 
     imgsz: int
@@ -118,10 +123,12 @@ class Plan:
     flip: Tensor
     bgr: Tensor
     cutout: Tensor
+    shown: Tensor
     mixes: bool = False
     cuts: bool = False
     colours: bool = False
     perspective: bool = False
+    margins: bool = False
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the tensors by name."""
@@ -201,10 +208,12 @@ def draw(cache: DeviceCache, augment: Augment, index: Tensor, generator: torch.G
         flip=torch.stack([random.chance((batch,), augment.flipud), random.chance((batch,), augment.fliplr)], dim=1),
         bgr=random.chance((batch,), augment.bgr),
         cutout=_cutouts(random, batch, s, augment.cutout),
+        shown=_shown(random, batch, s, augment.margin),
         mixes=mixes,
         cuts=cuts,
         colours=augment.hsv_h > 0 or augment.hsv_s > 0 or augment.hsv_v > 0,
         perspective=augment.perspective > 0,
+        margins=augment.margin > 0,
     )
 
 
@@ -235,6 +244,7 @@ def letterbox(cache: DeviceCache, index: Tensor, corner: Tensor) -> Plan:
         flip=flat[:, :2].bool(),
         bgr=no,
         cutout=flat.int(),
+        shown=(flat + flat.new_tensor([0, 0, s, s])).int(),
     )
 
 
@@ -287,3 +297,9 @@ def _cutouts(random: _Draw, batch: int, s: int, probability: float) -> Tensor:
     corner = (random.uniform((batch, 2)) * (s - size + 1)).floor().minimum(s - size)
     size = size * random.chance((batch, 1), probability)
     return torch.cat([corner, corner + size], dim=-1).to(torch.int32)
+
+
+def _shown(random: _Draw, batch: int, s: int, probability: float) -> Tensor:
+    widest = int(s * _WIDEST_MARGIN)
+    margins = random.whole((batch, 4), widest + 1) * random.chance((batch, 1), probability)
+    return torch.cat([margins[:, :2], s - margins[:, 2:]], dim=-1).to(torch.int32)

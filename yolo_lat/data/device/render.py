@@ -27,6 +27,12 @@ def render(cache: DeviceCache, plan: Plan, cut: Tensor) -> Tensor:
     return TorchRenderer(cache, plan, cut)(0, len(plan.index))
 
 
+def cover_margins(images: Tensor, shown: Tensor) -> Tensor:
+    """Make (B, 3, s, s) uint8 grey outside of (B, 4) rectangles x1 y1 x2 y2, in place, and return them."""
+    places = torch.arange(images.shape[-1], device=images.device)
+    return images.masked_fill_(~_inside(shown, places, places[:, None])[:, None], FILL)
+
+
 class TorchRenderer:
     """Makes the pixels of a plan, some samples at a time; the arguments are those of `render`."""
 

@@ -37,7 +37,8 @@ def place(cache: DeviceCache, plan: Plan) -> Targets:
 
     A box goes the way of its four corners and becomes their hull; what `keep` refuses is dropped. Cutmix takes place
     only in an area free of boxes and brings boxes of which a tenth is in it. A box of which cutout leaves less than a
-    tenth is dropped. M is the number of tiles times the most boxes of an image, whatever the batch holds.
+    tenth is dropped; one that margins cover in part is clipped, and dropped where `keep` refuses the rest. M is the
+    number of tiles times the most boxes of an image, whatever the batch holds.
     """
     s = plan.imgsz
     boxes, labels, valid = _on_canvas(cache, plan)
@@ -50,11 +51,13 @@ def place(cache: DeviceCache, plan: Plan) -> Targets:
         valid[:, :2] &= mixed[..., None]
         own = moved[:, :2].flatten(1, 2), valid[:, :2].flatten(1, 2)
         area, brought = _cutmix(plan, *own, moved[:, 2], valid[:, 2])
-        low, high = area[:, None, :2].repeat(1, 1, 2), area[:, None, 2:].repeat(1, 1, 2)
-        moved[:, 2], valid[:, 2], cut = moved[:, 2].maximum(low).minimum(high), brought, area.to(torch.int32)
+        moved[:, 2], valid[:, 2], cut = _clipped(moved[:, 2], area), brought, area.to(torch.int32)
     boxes, labels, valid = moved.flatten(1, 2), labels.flatten(1, 2), valid.flatten(1, 2)
     boxes = _flip(boxes, plan)
     valid = valid & (_hidden(boxes, plan.cutout) <= 1 - _REMAINING)
+    if plan.margins:
+        boxes, whole = _clipped(boxes, plan.shown), boxes
+        valid = valid & (keep(whole, boxes) | (boxes == whole).all(-1))
     return Targets(*_valid_first(_relative(boxes, s), labels, valid), cut)
 
 
@@ -130,6 +133,12 @@ def _cutmix(plan: Plan, boxes: Tensor, valid: Tensor, theirs: Tensor, theirs_val
     inside = _overlap(area, theirs) / (_area(theirs) + 1e-7)
     brought = theirs_valid & (inside >= _REMAINING) & (plan.cutmix & free.any(-1))[:, None]
     return area[:, 0] * brought.any(-1, keepdim=True), brought
+
+
+def _clipped(boxes: Tensor, area: Tensor) -> Tensor:
+    """Return (B, R, 4) boxes clipped to (B, 4) rectangles."""
+    low, high = area[:, None, :2].repeat(1, 1, 2), area[:, None, 2:].repeat(1, 1, 2)
+    return boxes.maximum(low).minimum(high)
 
 
 def _area(boxes: Tensor) -> Tensor:
