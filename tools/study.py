@@ -58,6 +58,7 @@ from study_models import changed_model, write_model
 from study_record import (
     describe_run,
     git_commit,
+    how_far,
     make_record,
     markdown_curves,
     markdown_table,
@@ -351,8 +352,7 @@ def write_results(runs: list[Run], given: argparse.Namespace) -> None:
     known = read_known([*([given.out] if given.out.is_file() else []), *given.known])
     for run in runs:
         found = describe_run(run.folder(given.state)) if run.folder(given.state).is_dir() else {}
-        if "coco" not in found:
-            found = known.get(run.fingerprint, found)
+        found = max(found, known.get(run.fingerprint, {}), key=how_far)
         if found:
             row: dict[str, Any] = {"run": run.row[0], "data": run.row[1], "seed": run.options["seed"]}
             row |= {"options": run.options, "fingerprint": run.fingerprint}

@@ -64,17 +64,22 @@ def read_rows(record: Path) -> list[dict[str, Any]]:
 
 
 def read_known(records: list[Path]) -> dict[str, dict[str, Any]]:
-    """Return by fingerprint what records tell of runs as `describe_run` does: of a finished one, else of the first.
+    """Return by fingerprint what records tell of runs as `describe_run` does: of the furthest, else of the first.
 
     Raises:
         UserError: one is not the record of a study.
     """
     known: dict[str, dict[str, Any]] = {}
-    for row in sorted((row for record in records for row in read_rows(record)), key=lambda row: "coco" not in row):
+    for row in sorted((row for record in records for row in read_rows(record)), key=how_far, reverse=True):
         if "fingerprint" in row:
             told = {key: value for key, value in row.items() if key not in OF_THE_STUDY}
             known.setdefault(row["fingerprint"], told)
     return known
+
+
+def how_far(row: dict[str, Any]) -> tuple[bool, int]:
+    """Return whether a run has ended, and the last epoch that was validated."""
+    return "coco" in row, row["curve"][-1][0] if row.get("curve") else 0
 
 
 def describe_run(folder: Path) -> dict[str, Any]:

@@ -346,6 +346,19 @@ class TestKnownRuns:
         rows = study_record.read_rows(given.out)
         assert [(row["seed"], row["coco"]["AP"], row["commit"]) for row in rows] == [(0, 0.1, "c"), (1, 0.2, "c")]
 
+    @pytest.mark.parametrize(("mine", "theirs", "kept"), [(20, 30, 30), (30, 20, 30), (20, 20, 20), (20, None, 20)])
+    def test_of_runs_that_have_not_ended_the_one_that_is_further_is_kept(self, given, mine, theirs, kept) -> None:
+        run = self.declared(given)[0]
+        folder = run.folder(given.state) / "train"
+        for epochs in (theirs, mine):
+            if epochs is not None:
+                folder.mkdir(parents=True, exist_ok=True)
+                lines = [f"{epoch},{0.001 * epochs}" for epoch in range(1, epochs + 1)]
+                (folder / "results.csv").write_text("\n".join(["epoch,metrics/mAP50-95(B)", *lines]) + "\n")
+                study.write_results([run], given)
+        row = study_record.read_rows(given.out)[0]
+        assert (row["unfinished"], row["curve"][-1]) == (f"{kept} epochs", [kept, 0.001 * kept])
+
     def test_a_finished_run_of_any_record_comes_before_one_that_began_and_after_the_states(self, given) -> None:
         mine, other = self.declared(given)[0], {"run": "x", "against": "y", "latency": {"median_ms": 1}, "seed": 9}
         rows = [{"unfinished": "2 epochs"}, {"coco": coco(0.3)}, {"coco": coco(0.4)}, {}]
