@@ -244,7 +244,7 @@ def letterbox(cache: DeviceCache, index: Tensor, corner: Tensor) -> Plan:
         flip=flat[:, :2].bool(),
         bgr=no,
         cutout=flat.int(),
-        shown=(flat + flat.new_tensor([0, 0, s, s])).int(),
+        shown=torch.cat([flat[:, :2], flat[:, 2:] + s], dim=1).int(),
     )
 
 
