@@ -13,14 +13,12 @@ from __future__ import annotations
 import sys
 
 import torch
-from grid_shift import STRIDE, detect, parser_of, record
+from grid_shift import STRIDE, detect, fused, parser_of, record
 
-from yolo_lat import YOLOLAT
 from yolo_lat.data.labels import DetectionSplit
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import load_dataset
 from yolo_lat.engine.evaluate import evaluate_detections
-from yolo_lat.engine.validator import check_names
 from yolo_lat.errors import UserError
 
 
@@ -35,9 +33,7 @@ def main() -> None:
         spec = load_dataset(given.data)
         split = read_split(spec, "val", progress=False)
         for name in given.models.split(","):
-            model = YOLOLAT(name).model.float().eval()
-            check_names(spec, model.names)
-            model.fuse(verbose=False)
+            model = fused(name, spec)
             results[name] = {m: evaluate(model, split, given.imgsz, m, given.batch) for m in margins}
             for margin, found in results[name].items():
                 print(name, f"{margin} px:", *(f"{key} {value:.4f}" for key, value in found.items()), flush=True)
@@ -59,9 +55,15 @@ def margin_of(word: str) -> int:
 
 
 def evaluate(model: torch.nn.Module, split: DetectionSplit, imgsz: int, margin: int, batch: int) -> dict[str, float]:
-    """Return AP, AP75, and how much wider and higher boxes are than their objects, with `margin` px around images."""
+    """Return AP, AP75, and how much wider and higher boxes are than their objects, with `margin` px around images.
+
+    Raises:
+        UserError: no object is found, so that no box can be measured.
+    """
     found = evaluate_detections(split, detect(model, split, imgsz, margin, batch, 2 * margin))
     assert found.analysis is not None
+    if not found.analysis.offsets.boxes:
+        raise UserError(f"with {margin} px of grey no object is found; give trained weights, or smaller --margins")
     left, top, right, bottom = found.analysis.offsets.mean.tolist()
     return {key: found.numbers[key] for key in ("AP", "AP75")} | {"width": right - left, "height": bottom - top}
 

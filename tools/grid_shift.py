@@ -26,6 +26,7 @@ from yolo_lat import YOLOLAT
 from yolo_lat.data.labels import DetectionSplit
 from yolo_lat.data.reader import read_split
 from yolo_lat.data.registry import load_dataset
+from yolo_lat.data.spec import DatasetSpec
 from yolo_lat.deploy.preprocess import PADDING_GREY, letterbox
 from yolo_lat.engine.evaluate import evaluate_detections
 from yolo_lat.engine.validator import check_names
@@ -45,9 +46,7 @@ def main() -> None:
         shifts = [pixels(shift) for shift in given.shifts.split(",")]
         results = {}
         for name in given.models.split(","):
-            model = YOLOLAT(name).model.float().eval()
-            check_names(spec, model.names)
-            model.fuse(verbose=False)
+            model = fused(name, spec)
             results[name] = {s: evaluate(model, split, given.imgsz, s, given.batch) for s in shifts}
             print(name, *(f"{s} px: {ap:.4f}" for s, ap in results[name].items()), flush=True)
     except UserError as error:
@@ -65,6 +64,18 @@ def parser_of(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--imgsz", type=int, default=320)
     parser.add_argument("--batch", type=int, default=32)
     return parser
+
+
+def fused(name: str, spec: DatasetSpec) -> torch.nn.Module:
+    """Return a model in float32, as deployed.
+
+    Raises:
+        UserError: its classes are not those of the data.
+    """
+    model = YOLOLAT(name).model.float().eval()
+    check_names(spec, model.names)
+    model.fuse(verbose=False)
+    return model
 
 
 def record(tool: str, given: argparse.Namespace, results: dict[str, Any]) -> None:

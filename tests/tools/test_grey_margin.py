@@ -16,6 +16,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 import grey_margin  # noqa: E402
 
 from yolo_lat.data.labels import DetectionSplit, image_labels  # noqa: E402
+from yolo_lat.errors import UserError  # noqa: E402
 
 
 class Shrinking(Centred):
@@ -49,6 +50,11 @@ def test_boxes_are_measured_at_every_margin(split) -> None:
     widths = [grey_margin.evaluate(Shrinking(), split, 64, margin, 3)["width"] for margin in (0, 16)]
     ratio = split.images[0].width / 64
     assert widths[1] - widths[0] == pytest.approx(-8 * ratio, rel=0.2)
+
+
+def test_a_margin_at_which_nothing_is_found_is_refused(split) -> None:
+    with pytest.raises(UserError, match=r"^with 64 px of grey no object is found; give trained weights"):
+        grey_margin.evaluate(Shrinking(), split, 64, 64, 3)
 
 
 def test_models_and_margins_are_recorded(run, monkeypatch, tmp_path, capsys) -> None:
