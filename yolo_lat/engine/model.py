@@ -268,6 +268,8 @@ class YOLOLAT(Model):
             weights = kwargs.get(key, recipe.get(key))
             if isinstance(weights, str | Path):
                 find_weights(weights, key)
+        if kwargs.get("distill_on", recipe.get("distill_on")) == "outputs" and not resume:
+            kwargs.setdefault("dis", recipe.get("dis", 1.0))  # Ultralytics' own default is for its features
         if not resume and not kwargs.get("data"):
             raise UserError("data is missing; give data= a data YAML or the name of a data set")
         if resume and kwargs.get("project"):

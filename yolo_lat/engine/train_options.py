@@ -14,6 +14,7 @@ DEPRECATED_KEYS = (
     *("half", "int8", "end2end", "boxes", "hide_labels", "hide_conf", "line_thickness"),
     *("label_smoothing", "save_hybrid", "crop_fraction", "keras"),
 )
+DISTILLED = ("features", "outputs")  # values of distill_on=
 DEVICE_CACHES = ("device", "pinned")  # values of cache=, beside Ultralytics'
 _COMPILE_MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 _OPTIMIZERS = ("auto", "SGD", "AdamW", "MuSGD", "Adam", "Adamax", "NAdam", "RAdam", "RMSprop")
@@ -37,7 +38,9 @@ _KINDS = {
     "time": Kind("a number of hours above 0", lambda value: value is None or (NUMBER.holds(value) and value > 0)),
     "warmup_epochs": Kind("a number of epochs from 0", lambda value: NUMBER.holds(value) and value >= 0),
     "workers": NATURAL,
-    **dict.fromkeys(("box", "cls", "dfl"), Kind("a weight from 0", lambda value: NUMBER.holds(value) and value >= 0)),
+    **dict.fromkeys(
+        ("box", "cls", "dfl", "dis"), Kind("a weight from 0", lambda value: NUMBER.holds(value) and value >= 0)
+    ),
 }
 LOGGERS = {"tensorboard": "tensorboard", "mlflow": "mlflow", "wandb": "wb"}  # Ultralytics' modules of callbacks
 
@@ -60,6 +63,7 @@ OWN_OPTIONS = {
     "cutout": OwnOption(0.0, "with cache=device: probability that a rectangle of an image turns grey"),
     "margin": OwnOption(0.0, "with cache=device: probability that grey covers the edges of an image"),
     "sync_bn": OwnOption(False, "on several GPUs: batch normalization over the batches of all of them"),
+    "distill_on": OwnOption("features", "what to learn from distill_model: its features or its outputs"),
     "val_period": OwnOption(1, "validate every so many epochs, and after the last"),
     "loggers": OwnOption("", f"log to {', '.join(LOGGERS)}, with commas between"),
 }
@@ -80,6 +84,8 @@ def take_own(overrides: dict[str, Any]) -> dict[str, Any]:
     for name in ("cutout", "margin"):
         if not isinstance(own[name], int | float) or not 0 <= own[name] <= 1:
             raise UserError(f"{name}={own[name]}: must be a probability from 0 to 1")
+    if own["distill_on"] not in DISTILLED:
+        raise UserError(f"distill_on={own['distill_on']}: must be {' or '.join(DISTILLED)}")
     own["loggers"] = ",".join(logger_names(own["loggers"]))
     return own
 

@@ -41,7 +41,7 @@ from yolo_lat.engine import launch, ranks
 from yolo_lat.engine.arguments import check_classes
 from yolo_lat.engine.checkpoint import pt_to_safetensors
 from yolo_lat.engine.device_data import TrainBatches, ValBatches, device_cache
-from yolo_lat.engine.distillation import Distillation, load_teacher
+from yolo_lat.engine.distillation import Distillation, check_teacher, load_teacher
 from yolo_lat.engine.fast_step import FusedEMA, TrainStep, fast_optimizer
 from yolo_lat.engine.loop import TrainLoop
 from yolo_lat.engine.offline import quiet
@@ -152,7 +152,10 @@ class LatTrainer(DetectionTrainer):
         check_values(self.args)
         for name, value in self._own.items():
             known = self.resume and name not in self._given
-            setattr(self.args, name, getattr(self.args, name, value) if known else value)
+            before = getattr(self.args, name, value)
+            if name == "distill_on" and self.resume and not known and value != before:
+                raise UserError(f"distill_on={value}: the run learns from its teacher's {before}; drop it to go on")
+            setattr(self.args, name, before if known else value)
         for name in logger_names(self.args.loggers) if MAIN else ():
             found = import_module(f"ultralytics.utils.callbacks.{LOGGERS[name]}").callbacks
             for event, callback in found.items():
@@ -167,11 +170,15 @@ class LatTrainer(DetectionTrainer):
         self.args.augmentations = check_augmentations(entries, side)
         if self.args.distill_model is not None:
             self._teacher = load_teacher(self.args.distill_model)
+        elif self.args.distill_on != OWN_OPTIONS["distill_on"].default:
+            raise UserError(f"distill_on={self.args.distill_on}: needs a teacher; add distill_model=, or drop it")
         if self.resume:
             self.state = read_state(Path(self.args.model))
         if self.args.data:
             spec = load_dataset(self.args.data)
             check_classes(self.args.classes, spec.names)
+            if self._teacher is not None and self.args.distill_on == "outputs":
+                check_teacher(list(self._teacher.names.values()), spec.names, self.args)
             self._read(spec, self.args.split)
         if self.resume and Path(self.args.model).parent.name == "weights":  # the folder may have been moved
             self.args.save_dir = str(Path(self.args.model).absolute().parents[1])
@@ -364,7 +371,7 @@ class LatTrainer(DetectionTrainer):
         if self.args.sync_bn:
             self.model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(self.model)
         if self._teacher is not None:
-            self.model = self.teaching = Distillation(self.model, self._teacher)
+            self.model = self.teaching = Distillation(self.model, self._teacher, self.args.distill_on)
 
     @property
     def _student(self) -> Any:
