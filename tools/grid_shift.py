@@ -80,7 +80,8 @@ def fused(name: str, spec: DatasetSpec) -> torch.nn.Module:
 
 def record(tool: str, given: argparse.Namespace, results: dict[str, Any]) -> None:
     """Write what was found, and how to find it again."""
-    words = f"{given.models} {Path(given.data).name} OUT.json --imgsz {given.imgsz}"
+    asked = " ".join(f"--{name} {vars(given)[name]}" for name in ("imgsz", "shifts", "margins") if name in given)
+    words = f"{given.models} {Path(given.data).name} OUT.json {asked}"
     told = {"command": f"python tools/{tool}.py {words}", "imgsz": given.imgsz}
     told |= {"commit": git_commit(), "torch": torch.__version__, "AP": results}
     given.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")

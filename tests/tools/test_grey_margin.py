@@ -64,6 +64,7 @@ def test_models_and_margins_are_recorded(run, monkeypatch, tmp_path, capsys) -> 
     grey_margin.main()
     told = json.loads(out.read_text(encoding="utf-8"))
     assert list(told["AP"][model]) == ["0", "16"]
+    assert told["command"].endswith(" OUT.json --imgsz 96 --margins 0,16")
     assert all(set(found) == {"AP", "AP75", "width", "height"} for found in told["AP"][model].values())
     assert f"{model} 16 px: AP " in capsys.readouterr().out
 
