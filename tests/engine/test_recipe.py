@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 from quick import first
-from small_training import TRAIN
+from small_training import EPOCHS, TRAIN
 
 from yolo_lat import YOLOLAT
 from yolo_lat.engine.evaluate import COCO_NUMBERS
@@ -35,6 +35,16 @@ def test_every_recipe_trains(shapes, tmp_path, name):
     assert len(used.get("augmentations") or []) == len(recipe.get("augmentations", []))
 
 
+def test_the_arguments_of_a_run_are_a_recipe_without_its_folder(run, tmp_path):
+    file = run.folder / "args.yaml"
+    with pytest.raises(UserError, match=r"args\.yaml: save_dir names the folder of the run .* take the line out$"):
+        read_recipe(file)
+    kept = "".join(line for line in file.read_text().splitlines(keepends=True) if not line.startswith("save_dir:"))
+    (tmp_path / "again.yaml").write_text(kept)
+    told = read_recipe(tmp_path / "again.yaml")
+    assert (told["epochs"], told["format"], told["val_period"]) == (EPOCHS, "torchscript", 1)
+
+
 def test_data_may_stand_in_the_recipe(shapes, tmp_path):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"data": str(shapes), "mosaic": 0.0}))
     model = YOLOLAT("yolo-lat-p")
@@ -61,6 +71,8 @@ def test_a_file_wins_over_a_name_and_an_unknown_name_suggests_the_nearest(tmp_pa
         ("epochs: [1", "line 1: not valid YAML"),
         ("epochs: many", "'epochs=many' is of invalid type str"),
         ("5: 5", "unknown key '5'; see yolo-lat train --help"),
+        ("format: onnx", "format=onnx: is for export, and does nothing in train; leave it out"),
+        ("epochs: 3\nmask_ratio: 2", "mask_ratio=2: is for other tasks than detection; leave it out"),
     ],
 )
 def test_a_wrong_recipe_is_refused_before_anything_is_written(shapes, tmp_path, text, problem):

@@ -21,6 +21,7 @@ from yolo_lat.cli_kinds import COUNT, NATURAL
 from yolo_lat.data.files import read_yaml
 from yolo_lat.engine.export_keys import check_keys
 from yolo_lat.engine.mode_keys import check_use
+from yolo_lat.engine.recipe import DEFAULTS
 from yolo_lat.engine.train_options import DEPRECATED_KEYS, OWN_OPTIONS
 from yolo_lat.errors import UserError, nearest
 from yolo_lat.nn.cross_scale import CrossScaleELA
@@ -31,7 +32,6 @@ _OF_BOXES = ("augment", "visualize", "box_vote", "show", "save", "save_txt", "sa
 _OUTSIDE_TRAINING = {"batch": COUNT, "workers": NATURAL}  # where train takes more, or checks for itself
 MAX_OPSET = 23  # that torch's tracing exporter writes
 _ARGUMENTS = {*DEFAULT_CFG_DICT, *DEPRECATED_KEYS, *OWN_OPTIONS, *OWN_EXPORT_KEYS, "augmentations", "download"}
-_DEFAULTS = DEFAULT_CFG_DICT | {name: option.default for name, option in OWN_OPTIONS.items()}
 _TRACKERS = {name: ROOT / f"cfg/trackers/{name}.yaml" for name in TRACKER_MAP}
 
 
@@ -59,7 +59,7 @@ def check_arguments(mode: str, kwargs: dict[str, Any]) -> None:
     for key, kind in {} if mode == "train" else _OUTSIDE_TRAINING.items():
         if kwargs.get(key) is not None and not kind.holds(kwargs[key]):
             raise UserError(f"{key}={kwargs[key]}: must be {kind.text} in {mode}")
-    check_use(mode, kwargs, _DEFAULTS)
+    check_use(mode, kwargs, DEFAULTS)
 
 
 def check_export(kwargs: dict[str, Any]) -> dict[str, Any]:
