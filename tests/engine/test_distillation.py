@@ -65,46 +65,31 @@ def raw(bins: int, anchors: int = 7, seed: int = 0, classes: int = 3) -> tuple[t
 def slow_losses(boxes: torch.Tensor, scores: torch.Tensor, told: tuple[torch.Tensor, torch.Tensor]) -> list[float]:
     """`output_losses` position by position."""
 
-    def sides_of(column: torch.Tensor) -> tuple[list[float], list[list[float]]]:
-        rows = [row.exp().div(row.exp().sum()).tolist() for row in column.view(4, -1)]
-        if len(rows[0]) == 1:
-            return column.tolist(), []
-        return [sum(i * share for i, share in enumerate(row)) for row in rows], rows
-
-    def ciou(a: list[float], b: list[float]) -> float:
-        inter = (min(a[0], b[0]) + min(a[2], b[2])) * (min(a[1], b[1]) + min(a[3], b[3]))
-        sizes = [(box[0] + box[2], box[1] + box[3]) for box in (a, b)]
-        iou = inter / (sizes[0][0] * sizes[0][1] + sizes[1][0] * sizes[1][1] - inter)
-        hull = (max(a[0], b[0]) + max(a[2], b[2])) ** 2 + (max(a[1], b[1]) + max(a[3], b[3])) ** 2
-        apart = ((a[2] - a[0] - b[2] + b[0]) ** 2 + (a[3] - a[1] - b[3] + b[1]) ** 2) / 4
-        shape = 4 / math.pi**2 * (math.atan(sizes[1][0] / sizes[1][1]) - math.atan(sizes[0][0] / sizes[0][1])) ** 2
-        return iou - apart / hull - shape * shape / (1 - iou + shape + 1e-12)
+    def bins_of(column: torch.Tensor) -> list[list[float]]:
+        return [row.exp().div(row.exp().sum()).tolist() for row in column.view(4, -1)]
 
     def divergence(p: list[float], q: list[float]) -> float:
         return sum(x * math.log(x / y) for x, y in zip(p, q, strict=True))
 
-    total = box = cls = dfl = 0.0
+    total = cls = dfl = 0.0
     for image in range(len(boxes)):
         for i in range(boxes.shape[-1]):
             chances = [torch.sigmoid(logits[image, :, i]).tolist() for logits in (told[1], scores)]
             cls += sum(divergence([p, 1 - p], [q, 1 - q]) for p, q in zip(*chances, strict=True))
-            if (weight := max(chances[0])) <= 0.05:
-                continue
-            total += weight
-            (theirs, their_bins), (ours, our_bins) = (sides_of(made[image, :, i]) for made in (told[0], boxes))
-            box += weight * (1 - ciou(ours, theirs))
-            if their_bins and our_bins:
-                dfl += weight * sum(map(divergence, their_bins, our_bins)) / 4
-    return [part / max(total, 1) for part in (box, cls, dfl)]
+            total += max(chances[0])
+            theirs, ours = (bins_of(made[image, :, i]) for made in (told[0], boxes))
+            if len(theirs[0]) == len(ours[0]):  # of one bin all are alike
+                dfl += max(chances[0]) * sum(map(divergence, theirs, ours)) / 4
+    return [part / max(total, 1) for part in (cls, dfl)]
 
 
-@pytest.mark.parametrize(("bins", "told_bins"), [(1, 1), (16, 16), (1, 16), (16, 1)])
+@pytest.mark.parametrize(("bins", "told_bins"), [(1, 1), (16, 16), (1, 16), (16, 8)])
 def test_losses_of_outputs_are_the_formulas(bins: int, told_bins: int) -> None:
     boxes, scores = raw(bins)
     told = raw(told_bins, seed=1)
     losses = output_losses(boxes, scores, *told)
-    assert [float(loss) for loss in losses] == pytest.approx(slow_losses(boxes, scores, told), rel=1e-6)
-    assert (losses[2] > 0) == (bins == told_bins == 16)
+    assert [float(loss) for loss in losses] == pytest.approx(slow_losses(boxes, scores, told), rel=1e-9)
+    assert (losses[1] > 0) == (bins == told_bins == 16)
 
 
 @given(seed=st.integers(0, 10_000), bins=st.sampled_from([1, 16]))
@@ -114,16 +99,17 @@ def test_outputs_teach_nothing_where_they_are_the_teachers_and_something_elsewhe
     same = [value.clone().requires_grad_() for value in told]
     losses = torch.stack(output_losses(*same, *told))
     losses.sum().backward()
-    assert losses.abs().max() < 1e-6
-    assert all(value.grad.abs().max() < 1e-6 for value in same)
+    assert losses.abs().max() < 1e-12
+    assert same[1].grad.abs().max() < 1e-12
+    assert same[0].grad is None if bins == 1 else same[0].grad.abs().max() < 1e-12
     other = torch.stack(output_losses(*raw(bins, seed=seed + 1), *told))
-    assert (other > 0).tolist() == [True, True, bins > 1]
+    assert (other > 0).tolist() == [True, bins > 1]
 
 
-def test_a_teacher_that_sees_nothing_says_nothing_of_boxes() -> None:
-    told = raw(16)[0], torch.full((2, 3, 7), -9.0, dtype=torch.float64)
-    box, cls, dfl = output_losses(*raw(16, seed=1), *told)
-    assert box == dfl == 0 < cls < math.inf
+def test_a_teacher_that_sees_nothing_says_nothing_of_sides() -> None:
+    told = raw(16)[0], torch.full((2, 3, 7), -19.0, dtype=torch.float64)
+    cls, dfl = output_losses(*raw(16, seed=1), *told)
+    assert dfl < 1e-6 < cls < math.inf
 
 
 @pytest.mark.parametrize("bins", [1, 16])
@@ -133,18 +119,6 @@ def test_losses_of_outputs_are_those_of_float32_whatever_autocast_says(bins: int
         found = torch.stack(output_losses(*coarse))
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, torch.stack(output_losses(*(value.float() for value in coarse))))
-
-
-def test_a_box_without_height_where_the_teacher_sees_nothing_has_no_gradient() -> None:
-    boxes, scores = raw(1)
-    boxes[0, :, 0] = torch.tensor([0.0, 0.0, 0.0, -1e-7], dtype=torch.float64)
-    told_boxes, told_scores = raw(1, seed=1)
-    told_scores[0, :, 0] = -9
-    boxes.requires_grad_()
-    output_losses(boxes, scores, told_boxes, told_scores)[0].backward()
-    assert boxes.grad.isfinite().all()
-    assert (boxes.grad[0, :, 0] == 0).all()
-    assert boxes.grad.abs().sum() > 0
 
 
 def pair(learner: str, teacher: str) -> Distillation:
@@ -163,7 +137,7 @@ def pair(learner: str, teacher: str) -> Distillation:
 
 
 @pytest.mark.parametrize("teacher", ["yolov8n.yaml", "yolo26n.yaml"])
-@pytest.mark.parametrize("learner", ["yolo-lat-p", "yolo26n.yaml"])
+@pytest.mark.parametrize("learner", ["yolo-lat-n", "yolo-lat-p", "yolo26n.yaml"])
 def test_the_loss_of_outputs_weighs_as_the_labels_do(learner: str, teacher: str) -> None:
     network = pair(learner, teacher)
     made = batch() | {"img": batch()["img"].double()}
@@ -175,8 +149,8 @@ def test_the_loss_of_outputs_weighs_as_the_labels_do(learner: str, teacher: str)
             twice.append((predicted["one2one"], told["one2one"], 0.2))
     expected = torch.zeros(())
     for ours, theirs, share in twice:
-        box, cls, dfl = output_losses(ours["boxes"], ours["scores"], theirs["boxes"], theirs["scores"])
-        expected = expected + share * 6.0 * (7.5 * box + 0.5 * cls + 1.5 * dfl)  # Ultralytics' dis, box, cls and dfl
+        cls, dfl = output_losses(ours["boxes"], ours["scores"], theirs["boxes"], theirs["scores"])
+        expected = expected + share * 6.0 * (0.5 * cls + 1.5 * dfl)  # Ultralytics' dis, cls and dfl
     losses, named = network.loss(made)
     torch.testing.assert_close(named["dis_loss"], expected.detach(), check_dtype=False, rtol=1e-5, atol=0)
     torch.testing.assert_close(losses[-1], expected * 4, check_dtype=False, rtol=1e-5, atol=0)

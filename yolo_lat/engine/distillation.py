@@ -12,16 +12,13 @@ from torch.nn import functional
 from ultralytics.nn.distill_model import DistillationModel
 from ultralytics.nn.modules.head import Detect
 from ultralytics.nn.tasks import DetectionModel
-from ultralytics.utils.metrics import bbox_iou
 
 from yolo_lat.ela.attention import no_autocast
 from yolo_lat.engine.checkpoint import load_pt, load_safetensors
-from yolo_lat.engine.static_loss import or_unit
 from yolo_lat.errors import UserError
 from yolo_lat.pretrained import find_weights
 
 _TEACHER = "teacher_model."
-_SEEN = 0.05  # a teacher's probability up to which its box says nothing
 
 
 class Distillation(DistillationModel):
@@ -29,9 +26,10 @@ class Distillation(DistillationModel):
 
     On `features`, Ultralytics' loss: the squared distance of the features before both heads at each level, the
     student's through two convolutions, where the teacher sees objects. On `outputs`, `output_losses` with the gains
-    that the training's own losses have, so that at `dis` 1 the teacher weighs as much as the labels. There an
-    end-to-end student learns each branch from the teacher's one of that name, weighed as its labels are: a branch that
-    has to find an object once learns nothing from one that finds it ten times. States do not hold the teacher.
+    that the training's own losses have, so that at `dis` 1 the teacher says as much of classes as the labels. Where
+    boxes lie is left to the labels, which know better. There an end-to-end student learns each branch from the
+    teacher's one of that name, weighed as its labels are: a branch that has to find an object once learns nothing from
+    one that finds it ten times. States do not hold the teacher.
 
     Args:
         student: the model that learns, on its device, with its training arguments.
@@ -85,8 +83,8 @@ class Distillation(DistillationModel):
         losses, named = self.student_model.loss(batch, predicted)
         total = losses.new_zeros(())
         for ours, theirs, share in self._pairs(predicted, told):
-            box, cls, dfl = output_losses(ours["boxes"], ours["scores"], theirs["boxes"], theirs["scores"])
-            total = total + share * self.dis * (args.box * box + args.cls * cls + args.dfl * dfl)
+            cls, dfl = output_losses(ours["boxes"], ours["scores"], theirs["boxes"], theirs["scores"])
+            total = total + share * self.dis * (args.cls * cls + args.dfl * dfl)
         return torch.cat([losses, (total * len(images))[None]]), {**named, "dis_loss": total.detach()}
 
     def _pairs(self, predicted: dict[str, Any], told: dict[str, Any]) -> list[tuple[Any, Any, Any]]:
@@ -139,16 +137,14 @@ class Distillation(DistillationModel):
             DistillationModel._clear_feature_hooks(module)
 
 
-def output_losses(
-    boxes: Tensor, scores: Tensor, told_boxes: Tensor, told_scores: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def output_losses(boxes: Tensor, scores: Tensor, told_boxes: Tensor, told_scores: Tensor) -> tuple[Tensor, Tensor]:
     """Return how far a student's raw predictions are from a teacher's at the same A positions, scalars from 0.
 
-    1 - CIoU of their boxes; the Kullback-Leibler divergence of their class probabilities; and that of the distributions
-    of distances to a box's sides, whose shape tells how sure the teacher is of each (localization distillation,
-    https://arxiv.org/abs/2102.12252, at temperature 1), 0 where the student has other bins or none. Boxes weigh as much
-    as the teacher's highest probability, and all three are divided by the sum of that, as the losses of the labels are
-    by the sum of their scores. Computed in float32 at least, with gradients for the student.
+    The Kullback-Leibler divergence of their class probabilities; and that of the distributions of distances to a box's
+    sides, whose shape tells how sure the teacher is of each (localization distillation,
+    https://arxiv.org/abs/2102.12252, at temperature 1), 0 where the student has other bins or none. A position's sides
+    weigh as much as the teacher's highest probability there, and both are divided by the sum of that, as the losses of
+    the labels are by the sum of their scores. Computed in float32 at least, with gradients for the student.
 
     Args:
         boxes: the student's distances, or logits of their bins, (B, 4·bins, A).
@@ -161,38 +157,17 @@ def output_losses(
         told_scores = told_scores.to(dtype)
         probability = told_scores.sigmoid()
         weight = probability.amax(1)
-        seen = weight > _SEEN
-        weight = weight * seen
         total = weight.sum().clamp(min=1)
-
         cross, own = (
             functional.binary_cross_entropy_with_logits(logits, probability, reduction="none")
             for logits in (scores.to(dtype), told_scores)
         )
-        sides, told_sides = (_by_side(raw.to(dtype)) for raw in (boxes, told_boxes))
-        ours, theirs = (or_unit(seen.unsqueeze(-1), _around_origin(raw)) for raw in (sides, told_sides))
-        overlap = bbox_iou(ours, theirs, xywh=False, CIoU=True).squeeze(-1)
         far = boxes.new_zeros((), dtype=dtype)
-        if sides.shape == told_sides.shape and sides.shape[-1] > 1:
-            log, told_log = sides.log_softmax(-1), told_sides.log_softmax(-1)
-            far = (functional.kl_div(log, told_log, reduction="none", log_target=True).sum(-1).mean(-1) * weight).sum()
-        return ((1 - overlap) * weight).sum() / total, (cross - own).sum() / total, far / total
-
-
-def _by_side(raw: Tensor) -> Tensor:
-    """Turn (B, 4·bins, A) into (B, A, 4, bins)."""
-    return raw.unflatten(1, (4, -1)).permute(0, 3, 1, 2)
-
-
-def _around_origin(sides: Tensor) -> Tensor:
-    """Return boxes (B, A, 4), xyxy from their positions, of distances or logits of their bins (B, A, 4, bins)."""
-    bins = sides.shape[-1]
-    if bins > 1:
-        distances = sides.softmax(-1) @ torch.arange(bins, dtype=sides.dtype, device=sides.device)
-    else:
-        distances = sides.squeeze(-1)
-    low, high = distances.chunk(2, -1)
-    return torch.cat([-low, high], -1)
+        if boxes.shape == told_boxes.shape and boxes.shape[1] > 4:
+            log, told_log = (raw.to(dtype).unflatten(1, (4, -1)).log_softmax(2) for raw in (boxes, told_boxes))
+            divergence = functional.kl_div(log, told_log, reduction="none", log_target=True).sum(2).mean(1)
+            far = (divergence * weight).sum()
+        return (cross - own).sum() / total, far / total
 
 
 def load_teacher(weights: str | Path) -> DetectionModel:

@@ -199,7 +199,7 @@ class StaticBboxLoss(BboxLoss):
         foreground = fg_mask.unsqueeze(-1)
         weight = target_scores.sum(-1, keepdim=True)
         # A box in the background may have no height, and a gradient of infinity times zero is not zero.
-        iou = bbox_iou(or_unit(foreground, pred_bboxes), or_unit(foreground, target_bboxes), xywh=False, CIoU=True)
+        iou = bbox_iou(_or_unit(foreground, pred_bboxes), _or_unit(foreground, target_bboxes), xywh=False, CIoU=True)
         loss_iou = ((1.0 - iou) * weight).sum() / target_scores_sum
 
         if self.dfl_loss:
@@ -215,7 +215,7 @@ class StaticBboxLoss(BboxLoss):
         return loss_iou, loss_dfl
 
 
-def or_unit(mask: Tensor, boxes: Tensor) -> Tensor:
+def _or_unit(mask: Tensor, boxes: Tensor) -> Tensor:
     """Put the unit square wherever `mask` (B, A, 1) is false in boxes (B, A, 4), xyxy."""
     low, high = boxes.chunk(2, -1)
     return torch.cat((low.masked_fill(~mask, 0), high.masked_fill(~mask, 1)), -1)
