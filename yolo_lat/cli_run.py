@@ -116,7 +116,9 @@ def recipe_of(options: Mapping[str, Any]) -> dict[str, Any]:
 def _train(options: dict[str, Any]) -> None:
     resume = options.get("resume")
     if isinstance(resume, str):
-        options.setdefault("model", resume)
+        if options.get("model") not in (None, resume):
+            raise UserError(f"model={options['model']}: resume={resume} goes on with its own; drop one of both")
+        options["model"] = resume
     require("train", options, "model")
     if not resume:
         require("train", recipe_of(options) | options, "data")

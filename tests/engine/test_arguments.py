@@ -104,6 +104,7 @@ def test_data_is_one_data_set(detector, tmp_path):
         ({"format": "onx"}, "did you mean 'onnx'?"),
         ({"format": "torchscript", "opset": 17}, "argument 'opset' is not supported for format='torchscript'"),
         ({"format": "ncnn", "nms": True, "dynamic": True}, "argument 'dynamic' is not supported"),
+        ({"quantize": 32, "half": True}, "half=True and quantize=32: a file has one precision; keep one of them"),
         ({"opset": 99}, "opset=99: torch writes 23 at most; leave it out for 18"),
         (
             {"format": "torchscript", "quantize": 16},

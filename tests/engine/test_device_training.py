@@ -176,6 +176,9 @@ def test_a_training_that_runs_out_of_time_has_a_checkpoint_of_its_end(shapes, tm
         ({"batch": -1}, "batch=-1: measures a GPU's memory, and there is none here; give a number of images"),
         ({"batch": 0.7}, "batch=0.7: measures a GPU's memory"),
         ({"amp": "fp16"}, "amp=fp16: needs a GPU, and there is none here; drop it"),
+        ({"amp": "bf16"}, "amp=bf16: needs a GPU, and there is none here; drop it"),
+        ({"quantize": "int8"}, "quantize=int8: is for exports; export with it, and use that file"),
+        ({"half": True}, "half=True: a CPU computes in float32; leave it out, or use a GPU"),
     ],
 )
 def test_what_does_not_go_together_is_refused(shapes, tmp_path, changed, message) -> None:

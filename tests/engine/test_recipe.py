@@ -69,6 +69,7 @@ def test_a_file_wins_over_a_name_and_an_unknown_name_suggests_the_nearest(tmp_pa
         ("epoch: 5", "unknown key 'epoch'; did you mean 'epochs'?"),
         ("- epochs", "holds no 'key: value' lines"),
         ("epochs: [1", "line 1: not valid YAML"),
+        ("epochs: 1\nlr0: 0.1\nepochs: 2", "line 3: not valid YAML (epochs is given twice); mend the file"),
         ("epochs: many", "'epochs=many' is of invalid type str"),
         ("5: 5", "unknown key '5'; see yolo-lat train --help"),
         ("format: onnx", "format=onnx: is for export, and does nothing in train; leave it out"),

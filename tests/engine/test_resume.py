@@ -12,11 +12,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from quick import first
 from safetensors.torch import load_file
 from ultralytics.utils import LOGGER
 
 from yolo_lat import YOLOLAT
+from yolo_lat.data.registry import load_dataset
 from yolo_lat.engine import resume
 from yolo_lat.engine.loop import TrainLoop
 from yolo_lat.engine.resume import read_state, staged
@@ -101,6 +103,16 @@ def test_a_training_goes_on_from_a_checkpoint_some_epochs_ago(shapes, tmp_path) 
     last = tmp_path / "killed/run/weights/last.pt"
     assert torch.load(last, weights_only=False)["epoch"] == 0
     assert len((tmp_path / "killed/run/results.csv").read_text().splitlines()) == 3  # names and two epochs
+    spec = yaml.safe_load(shapes.read_text(encoding="utf-8"))
+    names = list(load_dataset(shapes).names)
+    kept = {file: file.read_bytes() for file in (tmp_path / "killed/run").rglob("*") if file.is_file()}
+    for other in (names[::-1], [*names, "heptagon"]):
+        (tmp_path / "other.yaml").write_text(yaml.safe_dump({**spec, "path": str(shapes.parent), "names": other}))
+        with pytest.raises(
+            UserError, match=r"other\.yaml: its classes are not those that the run learns, in this order"
+        ):
+            YOLOLAT("yolo-lat-p").train(resume=str(last), data=tmp_path / "other.yaml")
+    assert {file: file.read_bytes() for file in (tmp_path / "killed/run").rglob("*") if file.is_file()} == kept
     YOLOLAT("yolo-lat-p").train(resume=str(last))
     (weights, rows), (expected, expected_rows) = result(tmp_path / "killed"), result(tmp_path / "whole")
     assert rows == expected_rows

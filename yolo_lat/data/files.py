@@ -14,14 +14,29 @@ from yolo_lat.errors import UserError
 _YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError)
 
 
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which takes the last of two equal keys, but for that."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        written = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        made = super().construct_mapping(node, deep)
+        seen = set()
+        for key in written:
+            name = (key.tag, key.value) if isinstance(key, yaml.ScalarNode) else None
+            if name in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is given twice", problem_mark=key.start_mark)
+            seen.add(name or key)
+        return made
+
+
 def read_yaml(file: Path) -> Any:
     """Read a YAML file.
 
     Raises:
-        UserError: unreadable or not YAML; the message names the line.
+        UserError: unreadable, not YAML, or a key given twice; the message names the line.
     """
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8-sig"))
+        return yaml.load(file.read_text(encoding="utf-8-sig"), _Loader)
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror}); give a YAML file") from error
     except UnicodeDecodeError as error:

@@ -72,6 +72,9 @@ def check_export(kwargs: dict[str, Any]) -> dict[str, Any]:
     keys = dict(zip(table["Argument"][1:], table["Arguments"][1:], strict=True))
     if form not in keys:
         raise UserError(f"format={form}: unknown{nearest(str(form), keys)}; use one of {', '.join(keys)}")
+    asked = [f"{key}={kwargs[key]}" for key in ("half", "int8", "quantize") if kwargs.get(key) not in (None, False)]
+    if len(asked) > 1:
+        raise UserError(f"{' and '.join(asked)}: a file has one precision; keep one of them")
     own = {key: kwargs[key] for key in OWN_EXPORT_KEYS if key in kwargs}
     for key, value in own.items():
         if key == "target":
@@ -270,7 +273,7 @@ def check_precision(kwargs: dict[str, Any], exported: dict[str, Any] | None = No
             name = {16: "float16", 8: "INT8"}.get(of_file, "float32")
             raise UserError(f"{wanted}={kwargs[wanted]}: the file is in {name}; leave it out, or export again")
         return
-    if wanted == "int8" or kwargs[wanted] == 8:
+    if wanted == "int8" or str(kwargs[wanted]).lower() in ("8", "int8"):
         raise UserError(f"{wanted}={kwargs[wanted]}: is for exports; export with it, and use that file")
     device = kwargs.get("device")
     if parse_device(device) == "cpu" if device not in (None, "") else not torch.cuda.is_available():

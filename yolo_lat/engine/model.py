@@ -268,6 +268,7 @@ class YOLOLAT(Model):
             weights = kwargs.get(key, recipe.get(key))
             if isinstance(weights, str | Path):
                 find_weights(weights, key)
+        check_precision({**recipe, **kwargs})
         if kwargs.get("distill_on", recipe.get("distill_on")) == "outputs" and not resume:
             kwargs.setdefault("dis", recipe.get("dis", 1.0))  # Ultralytics' own default is for its features
         if not resume and not kwargs.get("data"):

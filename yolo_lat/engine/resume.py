@@ -21,6 +21,8 @@ import numpy as np
 import torch
 from ultralytics.utils.torch_utils import unwrap_model
 
+from yolo_lat.data.spec import DatasetSpec
+from yolo_lat.engine.checkpoint import load_pt
 from yolo_lat.engine.ranks import MAIN, RANKS, sum_over_ranks
 from yolo_lat.errors import UserError
 
@@ -110,6 +112,16 @@ def read_state(checkpoint: Path) -> dict[str, Any] | None:
             "alone"
         ) from error
     return dict(state)
+
+
+def check_same_classes(checkpoint: Path, spec: DatasetSpec) -> None:
+    """Raise UserError where a training would go on with data of other classes than its own, or in another order."""
+    learnt = [str(name) for name in load_pt(checkpoint)[0].names.values()]
+    if learnt != list(map(str, spec.names)):
+        raise UserError(
+            f"{spec.file}: its classes are not those that the run learns, in this order: {', '.join(learnt)[:200]}; go "
+            "on with the data that it began with, or begin a new run from its weights"
+        )
 
 
 def write_state(trainer: LatTrainer, folder: Path) -> None:

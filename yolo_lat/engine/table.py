@@ -7,6 +7,7 @@ import copy
 from rich.table import Table
 from ultralytics.nn.tasks import DetectionModel
 
+from yolo_lat.engine.arguments import check_image_size
 from yolo_lat.nn.complexity import count_gflops, count_parameters
 from yolo_lat.nn.model import LatModel
 from yolo_lat.nn.zoo import load_model_yaml, model_names
@@ -23,7 +24,11 @@ def size_table(imgsz: int = 640, classes: int = 80) -> Table:
     Args:
         imgsz: side of the image in pixels.
         classes: number of classes.
+
+    Raises:
+        UserError: a side that is no multiple of the models' largest stride.
     """
+    check_image_size(imgsz, 32, rectangles=False)
     table = Table(
         "model",
         title=f"Parameters and GFLOPs at {imgsz} px, {classes} classes; one counter for all",

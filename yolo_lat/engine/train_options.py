@@ -173,8 +173,8 @@ def check_gpu_wishes(args: Any, gpu: bool) -> None:
     """
     if args.batch < 1 and not gpu:
         raise UserError(f"batch={args.batch}: measures a GPU's memory, and there is none here; give a number of images")
-    if args.amp == "fp16" and not gpu:
-        raise UserError("amp=fp16: needs a GPU, and there is none here; drop it")
+    if args.amp in ("fp16", "bf16") and not gpu:
+        raise UserError(f"amp={args.amp}: needs a GPU, and there is none here; drop it")
 
 
 def check_several(args: Any, ranks: int, gpu: bool) -> None:

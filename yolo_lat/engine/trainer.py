@@ -46,7 +46,7 @@ from yolo_lat.engine.fast_step import FusedEMA, TrainStep, fast_optimizer
 from yolo_lat.engine.loop import TrainLoop
 from yolo_lat.engine.offline import quiet
 from yolo_lat.engine.ranks import MAIN, PLACE, RANKS
-from yolo_lat.engine.resume import FILE_NAME, read_state, staged
+from yolo_lat.engine.resume import FILE_NAME, check_same_classes, read_state, staged
 from yolo_lat.engine.static_loss import static_criterion
 from yolo_lat.engine.train_options import (
     DEVICE_CACHES,
@@ -177,6 +177,8 @@ class LatTrainer(DetectionTrainer):
         if self.args.data:
             spec = load_dataset(self.args.data)
             check_classes(self.args.classes, spec.names)
+            if self.resume and not self.args.single_cls:
+                check_same_classes(Path(self.args.model), spec)
             if self._teacher is not None and self.args.distill_on == "outputs":
                 check_teacher(list(self._teacher.names.values()), spec.names, self.args)
             self._read(spec, self.args.split)
