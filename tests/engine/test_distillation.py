@@ -382,6 +382,7 @@ def test_what_a_teacher_of_other_classes_predicts_cannot_be_learnt(names, change
     ("keys", "message"),
     [
         ({"distill_on": "outputs"}, "^distill_on=outputs: needs a teacher; add distill_model=, or drop it$"),
+        ({"dis": 1}, "^dis=1: needs a teacher; add distill_model=, or drop it$"),
         ({"distill_on": "boxes", "distill_model": TEACHER}, "^distill_on=boxes: must be features or outputs$"),
         (
             {"distill_on": "outputs", "distill_model": TEACHER},

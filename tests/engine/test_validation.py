@@ -302,6 +302,20 @@ def test_a_suppression_inside_that_loses_detections_is_warned_of(run, tmp_path, 
     assert all(f"of confidence {warned} inside" in message for message in warnings)
 
 
+def test_thresholds_that_a_file_has_inside_cannot_be_given_anew(run, tmp_path):
+    shutil.copy(run.best, tmp_path / "best.pt")
+    detector = YOLOLAT(YOLOLAT(tmp_path / "best.pt").export(imgsz=SIZE, nms=True, conf=0.3, iou=0.9))
+    image = np.zeros((SIZE, SIZE, 3), np.uint8)
+    for keys, inside in (({"iou": 0.1}, "iou=0.9"), ({"agnostic_nms": True}, "False"), ({"conf": 0.1}, "conf=0.3")):
+        with pytest.raises(UserError, match=rf"^{next(iter(keys))}=.*: the file suppresses inside, at .*{inside}; exp"):
+            detector.predict(image, **keys)
+    with pytest.raises(UserError, match=r"^iou=0\.1: the file suppresses inside, at iou=0\.9; export with yours$"):
+        detector.val(data=run.data, project=tmp_path, iou=0.1, **VAL)
+    for keys in ({}, {"iou": 0.9, "conf": 0.5}):
+        assert len(detector.predict(image, verbose=False, **keys)) == 1
+        assert len(detector.track(image, verbose=False, **keys)) == 1
+
+
 def test_onnx_that_needs_no_suppression_writes_the_same(run, tmp_path):
     shutil.copy(run.best, tmp_path / "best.pt")
     file = YOLOLAT(tmp_path / "best.pt").export(imgsz=SIZE, nms=True, conf=0.001)

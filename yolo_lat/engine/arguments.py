@@ -280,6 +280,26 @@ def check_precision(kwargs: dict[str, Any], exported: dict[str, Any] | None = No
         raise UserError(f"{wanted}={kwargs[wanted]}: a CPU computes in float32; leave it out, or use a GPU")
 
 
+def check_suppression(kwargs: dict[str, Any], exported: dict[str, Any] | None, conf: bool = True) -> None:
+    """Raise UserError for thresholds that come too late, as a file has suppressed inside with others.
+
+    Args:
+        kwargs: the arguments of a call.
+        exported: what the file's export wrote into its metadata; None for torch's models.
+        conf: whether a lower confidence is refused too.
+    """
+    if not exported or not exported.get("nms"):
+        return
+    inside = {key: exported.get(key, DEFAULTS[key]) for key in ("iou", "agnostic_nms")}
+    late = [key for key, value in inside.items() if kwargs.get(key) not in (None, value)]
+    inside["conf"] = exported.get("conf") or 0.25
+    if conf and kwargs.get("conf") is not None and kwargs["conf"] < inside["conf"]:
+        late.append("conf")
+    if late:
+        key = late[0]
+        raise UserError(f"{key}={kwargs[key]}: the file suppresses inside, at {key}={inside[key]}; export with yours")
+
+
 def check_device(device: Any) -> None:
     """Raise UserError when a device is asked for that this machine does not have."""
     wanted = parse_device(device) if device not in (None, "") else ""

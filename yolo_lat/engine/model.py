@@ -27,6 +27,7 @@ from yolo_lat.engine.arguments import (
     check_image_size,
     check_part,
     check_precision,
+    check_suppression,
     check_tracker,
     check_visualize,
     note_suppression,
@@ -325,6 +326,7 @@ class YOLOLAT(Model):
         if not kwargs.get("single_cls", self.overrides.get("single_cls")):
             check_names(spec, self._classes)
         if isinstance(self.model, str):
+            check_suppression(kwargs, self.export_args, conf=False)
             warn_of_threshold(self.model, self.export_args, kwargs.get("conf"))
         return super().val(validator, **kwargs)
 
@@ -350,6 +352,8 @@ class YOLOLAT(Model):
             self._admit(check_tracker(kwargs["tracker"]).get("model"))  # which tells objects by their looks
         check_classes(kwargs.get("classes"), self._classes)
         check_precision(kwargs, self.export_args if isinstance(self.model, str) else None)
+        tracks = kwargs.get("mode") == "track"  # which has Ultralytics ask for 0.1
+        check_suppression(kwargs, self.export_args if isinstance(self.model, str) else None, conf=not tracks)
         check_arrays(source, self._channels)
         check_part("predictor", predictor)
         self._take_box_vote(kwargs, predictor)

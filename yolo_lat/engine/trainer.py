@@ -172,6 +172,8 @@ class LatTrainer(DetectionTrainer):
             self._teacher = load_teacher(self.args.distill_model)
         elif self.args.distill_on != OWN_OPTIONS["distill_on"].default:
             raise UserError(f"distill_on={self.args.distill_on}: needs a teacher; add distill_model=, or drop it")
+        elif self.args.dis != DEFAULT_CFG.dis:
+            raise UserError(f"dis={self.args.dis}: needs a teacher; add distill_model=, or drop it")
         if self.resume:
             self.state = read_state(Path(self.args.model))
         if self.args.data:
