@@ -311,6 +311,8 @@ def test_thresholds_that_a_file_has_inside_cannot_be_given_anew(run, tmp_path):
             detector.predict(image, **keys)
     with pytest.raises(UserError, match=r"^iou=0\.1: the file suppresses inside, at iou=0\.9; export with yours$"):
         detector.val(data=run.data, project=tmp_path, iou=0.1, **VAL)
+    with pytest.raises(UserError, match="conf=high"):
+        detector.predict(image, conf="high")
     for keys in ({}, {"iou": 0.9, "conf": 0.5}):
         assert len(detector.predict(image, verbose=False, **keys)) == 1
         assert len(detector.track(image, verbose=False, **keys)) == 1

@@ -15,7 +15,7 @@ _YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeErr
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which takes the last of two equal keys, but for that."""
+    """PyYAML's safe loader, but a key that is given twice is an error: PyYAML would take the last."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         written = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []

@@ -280,15 +280,15 @@ def check_precision(kwargs: dict[str, Any], exported: dict[str, Any] | None = No
         raise UserError(f"{wanted}={kwargs[wanted]}: a CPU computes in float32; leave it out, or use a GPU")
 
 
-def check_suppression(kwargs: dict[str, Any], exported: dict[str, Any] | None, conf: bool = True) -> None:
+def check_suppression(kwargs: dict[str, Any], exported: dict[str, Any], conf: bool) -> None:
     """Raise UserError for thresholds that come too late, as a file has suppressed inside with others.
 
     Args:
         kwargs: the arguments of a call.
-        exported: what the file's export wrote into its metadata; None for torch's models.
+        exported: what the file's export wrote into its metadata.
         conf: whether a lower confidence is refused too.
     """
-    if not exported or not exported.get("nms"):
+    if not exported.get("nms"):
         return
     inside = {key: exported.get(key, DEFAULTS[key]) for key in ("iou", "agnostic_nms")}
     late = [key for key, value in inside.items() if kwargs.get(key) not in (None, value)]

@@ -352,14 +352,15 @@ class YOLOLAT(Model):
             self._admit(check_tracker(kwargs["tracker"]).get("model"))  # which tells objects by their looks
         check_classes(kwargs.get("classes"), self._classes)
         check_precision(kwargs, self.export_args if isinstance(self.model, str) else None)
-        tracks = kwargs.get("mode") == "track"  # which has Ultralytics ask for 0.1
-        check_suppression(kwargs, self.export_args if isinstance(self.model, str) else None, conf=not tracks)
         check_arrays(source, self._channels)
         check_part("predictor", predictor)
         self._take_box_vote(kwargs, predictor)
         if self.predictor is not None and getattr(self.predictor, "box_vote", None) != self._box_vote:
             self.predictor = None  # Ultralytics would keep it for the next call
-        kwargs = self._checked(kwargs.get("mode", "predict"), kwargs)
+        mode = kwargs.get("mode", "predict")
+        kwargs = self._checked(mode, kwargs)
+        if isinstance(self.model, str):
+            check_suppression(kwargs, self.export_args, conf=mode != "track")  # where Ultralytics asks for 0.1 itself
         if kwargs.get("visualize"):
             check_visualize(kwargs, source, self.model)
         if kwargs.get("embed") not in (None, []):
